@@ -1,0 +1,447 @@
+"""Thin wrapper around NaCl (PyNaCl, that is libsodium): keys, signatures, sealing.
+
+From top to bottom: exceptions, the raw-bytes layer that the protocol modules use, the public layer whose
+keys are Base64 text, the self-test (``python vault_udp_socket_helper.py``). No nacl exception leaves this
+module: what a caller can provoke becomes a `CryptoError`, a message of the wrong type a `TypeError`.
+
+Keys, all 32 bytes: X25519 private and public keys (RFC 7748), Ed25519 seeds (what is called the private
+signing key here) and public keys (RFC 8032), and the symmetric keys of XSalsa20-Poly1305.
+
+What may look alarming, and why it is safe:
+
+- `seal` and `open_sealed` are on the way of every datagram, so they call libsodium through PyNaCl's cffi
+  handles instead of `nacl.bindings`, which checks more slowly what is checked here. The handles are private
+  to PyNaCl: at import their results are compared with those of `nacl.bindings`, which is used instead should
+  they be missing or differ. C reads fixed lengths from the pointers it gets, so key and nonce are measured
+  before each call.
+- cffi releases the GIL while libsodium runs. Hence each call has an output buffer of its own, and the input
+  of `open_sealed` is copied first: nobody can change it between authentication and decryption.
+- Symmetric keys must be immutable bytes, because a key wiped by one thread while another seals would seal
+  under zeros, which anybody can open. Private keys may live in a bytearray that its owner wipes; one that is
+  all zeros has been wiped and is refused. Wiping is best effort: Python and libsodium copy keys on the way.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import logging
+import os
+import sys
+from typing import Any, Callable, Union
+
+import nacl.exceptions
+from nacl import bindings
+
+logger = logging.getLogger(__name__)
+
+KEY_SIZE = 32
+NONCE_SIZE = 24
+SIGNATURE_SIZE = 64
+AUTHENTICATOR_SIZE = 16
+BOX_OVERHEAD = NONCE_SIZE + AUTHENTICATOR_SIZE
+
+PrivateKey = Union[bytes, bytearray]
+Buffer = Union[bytes, bytearray, memoryview]
+Seal = Callable[[bytes, bytes, bytes], bytes]
+OpenSealed = Callable[[bytes, Buffer], bytes]
+
+
+class CryptoError(Exception):
+    """Base of every error of this module that is not a `TypeError`."""
+
+
+class KeyGenerationError(CryptoError):
+    """No key could be made or derived, because the private key is malformed."""
+
+
+class EncryptionError(CryptoError):
+    """A message could not be sealed, because a key or the nonce is malformed."""
+
+
+class DecryptionError(CryptoError):
+    """A sealed message does not open: wrong key, or not what the sender sealed."""
+
+
+class EncodingError(CryptoError, ValueError):
+    """A text is not canonical Base64 (RFC 4648, section 4)."""
+
+
+class SignatureError(CryptoError):
+    """A message could not be signed, or a signature does not verify."""
+
+
+# --- raw bytes: keys ---------------------------------------------------------------------------------------
+
+
+def random_bytes(size: int) -> bytes:
+    """Return `size` bytes of the system's cryptographic random generator."""
+    return os.urandom(size)
+
+
+def new_enc_private() -> bytes:
+    """Return a new X25519 private key."""
+    return random_bytes(KEY_SIZE)
+
+
+def enc_public_of(private: PrivateKey) -> bytes:
+    """Return the X25519 public key of `private`; `KeyGenerationError` if that is no private key."""
+    return bindings.crypto_scalarmult_base(_checked_private(private, KeyGenerationError))
+
+
+def new_sign_seed() -> bytes:
+    """Return a new Ed25519 seed."""
+    return random_bytes(KEY_SIZE)
+
+
+def sign_public_of(seed: PrivateKey) -> bytes:
+    """Return the Ed25519 public key of `seed`; `KeyGenerationError` if that is no seed."""
+    return bindings.crypto_sign_seed_keypair(_checked_private(seed, KeyGenerationError))[0]
+
+
+def shared_key(private: PrivateKey, public: bytes) -> bytes:
+    """Return the symmetric key that two X25519 key pairs share (NaCl's crypto_box_beforenm).
+
+    Raises `CryptoError` if a key is malformed or `public` is of low order.
+    """
+    secret = _checked_private(private, CryptoError)
+    _check_size("public key", public, KEY_SIZE, CryptoError)
+    try:
+        return bindings.crypto_box_beforenm(public, secret)
+    except nacl.exceptions.RuntimeError as error:
+        raise CryptoError("the public key is of low order: everybody would know the shared key") from error
+
+
+_FIELD_PRIME = 2**255 - 19
+# The u coordinates of the points whose order divides 8, on the curve and its twist: the list that
+# https://cr.yp.to/ecdh.html#validate gives, reduced to the values below the prime.
+_LOW_ORDER_U = {
+    0,
+    1,
+    325606250916557431795983626356110631294008115727848805560023387167927233504,
+    39382357235489614581723060781553021112529911719440698176882885853963445705823,
+    _FIELD_PRIME - 1,
+}
+
+
+def is_low_order(public: bytes) -> bool:
+    """Whether X25519 with this 32-byte public key gives zero for every private key."""
+    # RFC 7748 section 5: the top bit is ignored, and non-canonical values are reduced.
+    u = int.from_bytes(public, "little") & (2**255 - 1)
+    return u % _FIELD_PRIME in _LOW_ORDER_U
+
+
+def _checked_private(private: PrivateKey, error: type[CryptoError]) -> bytes:
+    _check_size("private key", private, KEY_SIZE, error)
+    if not any(private):
+        raise error("the private key is all zeros: it was wiped, use a new one")
+    return bytes(private)
+
+
+def _check_size(name: str, value: Buffer, size: int, error: type[CryptoError]) -> None:
+    if len(value) != size:
+        raise error(f"the {name} has {len(value)} bytes, it must have {size}")
+
+
+# --- raw bytes: signatures, hashes, memory -----------------------------------------------------------------
+
+
+def sign_detached(seed: PrivateKey, message: bytes) -> bytes:
+    """Return the 64-byte Ed25519 signature (RFC 8032); `SignatureError` if `seed` is malformed."""
+    _, secret = bindings.crypto_sign_seed_keypair(_checked_private(seed, SignatureError))
+    return bindings.crypto_sign(message, secret)[:SIGNATURE_SIZE]
+
+
+def verify_detached(sign_public: bytes, message: bytes, signature: bytes) -> bool:
+    """Whether `signature` is that of `message`; false as well for whatever has the wrong length.
+
+    libsodium refuses low-order and non-canonical keys and signatures, so each is valid in one form only.
+    """
+    if len(sign_public) != KEY_SIZE or len(signature) != SIGNATURE_SIZE:
+        return False
+    try:
+        bindings.crypto_sign_open(signature + message, sign_public)
+    except nacl.exceptions.BadSignatureError:
+        return False
+    return True
+
+
+def derive(key: bytes, message: bytes, size: int, person: bytes) -> bytes:
+    """Return `size` (1 to 64) bytes of keyed BLAKE2b (RFC 7693); `person` (at most 16 bytes) names the use."""
+    return hashlib.blake2b(message, digest_size=size, key=key, person=person).digest()
+
+
+def equal(a: bytes, b: bytes) -> bool:
+    """Whether both are the same, in a time that does not tell where they differ."""
+    return hmac.compare_digest(a, b)
+
+
+def wipe(buffer: bytearray) -> None:
+    """Overwrite a private key with zeros."""
+    buffer[:] = bytes(len(buffer))
+
+
+# --- raw bytes: sealing ------------------------------------------------------------------------------------
+
+
+def _bindings_functions() -> tuple[Seal, OpenSealed]:
+    def seal(key: bytes, nonce: bytes, plain: bytes) -> bytes:
+        _check_size("key", key, KEY_SIZE, EncryptionError)
+        _check_size("nonce", nonce, NONCE_SIZE, EncryptionError)
+        return nonce + bindings.crypto_box_easy_afternm(plain, nonce, key)
+
+    def open_sealed(key: bytes, datagram: Buffer) -> bytes:
+        _check_sealed(key, datagram)
+        nonce, box = bytes(datagram[:NONCE_SIZE]), bytes(datagram[NONCE_SIZE:])
+        try:
+            return bindings.crypto_box_open_easy_afternm(box, nonce, key)
+        except nacl.exceptions.CryptoError as error:
+            raise _not_authentic() from error
+
+    return seal, open_sealed
+
+
+def _cffi_functions(ffi: Any, lib: Any) -> tuple[Seal, OpenSealed]:
+    new, buffer, unsigned_chars = ffi.new, ffi.buffer, ffi.typeof("unsigned char[]")
+    box_easy, box_open_easy = lib.crypto_box_easy_afternm, lib.crypto_box_open_easy_afternm
+
+    def seal(key: bytes, nonce: bytes, plain: bytes) -> bytes:
+        if len(key) != KEY_SIZE or len(nonce) != NONCE_SIZE:
+            _check_size("key", key, KEY_SIZE, EncryptionError)
+            _check_size("nonce", nonce, NONCE_SIZE, EncryptionError)
+        size = len(plain)
+        box = new(unsigned_chars, size + AUTHENTICATOR_SIZE)
+        if box_easy(box, plain, size, nonce, key) != 0:
+            raise EncryptionError(f"libsodium refused to seal {size} bytes")
+        sealed: bytes = nonce + buffer(box)[:]
+        return sealed
+
+    def open_sealed(key: bytes, datagram: Buffer) -> bytes:
+        _check_sealed(key, datagram)
+        nonce, box = bytes(datagram[:NONCE_SIZE]), bytes(datagram[NONCE_SIZE:])
+        plain = new(unsigned_chars, len(box) - AUTHENTICATOR_SIZE)
+        if box_open_easy(plain, box, len(box), nonce, key) != 0:
+            raise _not_authentic()
+        opened: bytes = buffer(plain)[:]
+        return opened
+
+    return seal, open_sealed
+
+
+def _check_sealed(key: bytes, datagram: Buffer) -> None:
+    if len(key) != KEY_SIZE or len(datagram) < BOX_OVERHEAD:
+        _check_size("key", key, KEY_SIZE, DecryptionError)
+        raise DecryptionError(
+            f"{len(datagram)} bytes are no sealed message, which has at least {BOX_OVERHEAD}"
+        )
+
+
+def _not_authentic() -> DecryptionError:
+    return DecryptionError("the message is not authentic: sealed with another key, or changed on the way")
+
+
+def _choose_functions() -> tuple[Seal, OpenSealed]:
+    by_bindings = seal, open_sealed = _bindings_functions()
+    key, nonce, plain = b"k" * KEY_SIZE, b"n" * NONCE_SIZE, b"plain text of odd length"
+    sealed = seal(key, nonce, plain)
+    try:
+        from nacl._sodium import ffi, lib
+
+        by_cffi = seal, open_sealed = _cffi_functions(ffi, lib)
+        if seal(key, nonce, plain) == sealed and open_sealed(key, sealed) == plain:
+            return by_cffi
+    except (ImportError, AttributeError, TypeError, CryptoError) as error:
+        logger.info("PyNaCl's cffi handles are not usable (%s): sealing by nacl.bindings", error)
+    return by_bindings
+
+
+seal, open_sealed = _choose_functions()
+"""The two functions of the hot path, XSalsa20-Poly1305 under a key that `shared_key` or `derive` gave:
+
+`seal(key, nonce, plain)` returns `nonce[24] ‖ ciphertext`, `BOX_OVERHEAD` longer than `plain`; raises
+`EncryptionError` if `key` or `nonce` has the wrong length. A nonce must never be used twice under one key.
+`open_sealed(key, datagram)` returns the plaintext of what `seal` returned, else raises `DecryptionError`.
+"""
+
+
+# --- public layer: keys as Base64 text ---------------------------------------------------------------------
+
+
+def bytes_to_b64_str(data: bytes | bytearray) -> str:
+    """Return `data` as Base64 text (RFC 4648, section 4: with padding, without line breaks)."""
+    if not isinstance(data, (bytes, bytearray)):
+        raise TypeError(f"data must be bytes, not {type(data).__name__}")
+    return base64.b64encode(data).decode("ascii")
+
+
+def b64_str_to_bytes(text: str) -> bytes:
+    """Return the bytes of a Base64 text in its one canonical form.
+
+    Raises `EncodingError` for junk, white space, wrong padding and stray bits in the last character, and
+    `TypeError` if `text` is no str. The error does not quote the text, which may be a private key.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"Base64 text must be str, not {type(text).__name__}")
+    try:
+        data = base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise EncodingError(f"a text of {len(text)} characters is not Base64: {error}") from error
+    if bytes_to_b64_str(data) != text:
+        raise EncodingError(f"a text of {len(text)} characters is not canonical Base64")
+    return data
+
+
+def generate_keys_asym() -> tuple[str, str, str, str]:
+    """Return new keys as `(enc_public, enc_private, sign_public, sign_private)`, Base64 text.
+
+    The first two are an X25519 key pair, the last two an Ed25519 public key and its seed.
+    """
+    enc_private, sign_seed = new_enc_private(), new_sign_seed()
+    keys = enc_public_of(enc_private), enc_private, sign_public_of(sign_seed), sign_seed
+    enc_public_text, enc_private_text, sign_public_text, sign_private_text = map(bytes_to_b64_str, keys)
+    return enc_public_text, enc_private_text, sign_public_text, sign_private_text
+
+
+def generate_public_key(enc_private: str) -> str:
+    """Return the X25519 public key of `enc_private`; `KeyGenerationError` if that is malformed."""
+    return bytes_to_b64_str(enc_public_of(_key("private key", enc_private, KeyGenerationError)))
+
+
+def verify_key_pair(enc_public: str, enc_private: str) -> bool:
+    """Whether `enc_public` is the X25519 public key of `enc_private`; false as well if one is malformed."""
+    try:
+        expected = enc_public_of(_key("private key", enc_private, KeyGenerationError))
+        return equal(expected, b64_str_to_bytes(enc_public))
+    except CryptoError:
+        return False
+
+
+def sign_message(sign_private: str, message: bytes) -> bytes:
+    """Return `signature[64] ‖ message` (Ed25519); `SignatureError` if the key is malformed."""
+    _check_message(message)
+    return sign_detached(_key("private signing key", sign_private, SignatureError), message) + message
+
+
+def verify_signature(sign_public: str, signed: bytes) -> bytes:
+    """Return the message of what `sign_message` returned.
+
+    Raises `SignatureError` if the key is malformed, or if the owner of that key did not sign the message.
+    """
+    _check_message(signed)
+    key = _key("public signing key", sign_public, SignatureError)
+    signature, message = signed[:SIGNATURE_SIZE], signed[SIGNATURE_SIZE:]
+    if not verify_detached(key, message, signature):
+        raise SignatureError(f"the signature of {len(signed)} signed bytes does not verify")
+    return message
+
+
+def encrypt_asym(sender_private: str, recipient_public: str, message: bytes) -> bytes:
+    """Return `nonce[24] ‖ box` (NaCl Box, random nonce); `EncryptionError` if a key is malformed."""
+    _check_message(message)
+    key = _box_key(sender_private, recipient_public, EncryptionError)
+    return seal(key, random_bytes(NONCE_SIZE), message)
+
+
+def decrypt_asym(recipient_private: str, sender_public: str, message: bytes) -> bytes:
+    """Return the message of what `encrypt_asym` returned.
+
+    Raises `DecryptionError` if a key is malformed, or if this sender did not seal it for this recipient.
+    """
+    _check_message(message)
+    key = _box_key(recipient_private, sender_public, DecryptionError)
+    return open_sealed(key, message)
+
+
+def _box_key(private: str, public: str, error: type[CryptoError]) -> bytes:
+    try:
+        return shared_key(b64_str_to_bytes(private), b64_str_to_bytes(public))
+    except CryptoError as reason:
+        raise error(f"the keys cannot be used: {reason}") from reason
+
+
+def _key(name: str, text: str, error: type[CryptoError]) -> bytes:
+    try:
+        key = b64_str_to_bytes(text)
+    except EncodingError as reason:
+        raise error(f"the {name} is no Base64 text: {reason}") from reason
+    _check_size(name, key, KEY_SIZE, error)
+    return key
+
+
+def _check_message(message: bytes) -> None:
+    if not isinstance(message, bytes):
+        raise TypeError(f"a message must be bytes, not {type(message).__name__}")
+
+
+# --- self-test ---------------------------------------------------------------------------------------------
+
+
+def _raises(error: type[Exception], function: Callable[..., object], *arguments: object) -> bool:
+    try:
+        function(*arguments)
+    except error:
+        return True
+    return False
+
+
+def main() -> int:
+    """Check the primitives, print a line for each, and return the number of failures."""
+    enc_public, enc_private, sign_public, sign_private = generate_keys_asym()
+    other_public, other_private, _, _ = generate_keys_asym()
+    message = b"The quick brown fox"
+    signed = sign_message(sign_private, message)
+    sealed = encrypt_asym(enc_private, other_public, message)
+    changed = sealed[:-1] + bytes([sealed[-1] ^ 1])
+    plain = bytes(range(256))
+    nonce, key = random_bytes(NONCE_SIZE), random_bytes(KEY_SIZE)
+    by_bindings, _ = _bindings_functions()
+    checks: list[tuple[str, Callable[[], bool]]] = [
+        ("Base64 text gives the bytes back", lambda: b64_str_to_bytes(bytes_to_b64_str(plain)) == plain),
+        ("Base64 with junk is refused", lambda: _raises(EncodingError, b64_str_to_bytes, "AA*A")),
+        (
+            "the public key follows from the private key",
+            lambda: generate_public_key(enc_private) == enc_public,
+        ),
+        ("a key pair is recognised", lambda: verify_key_pair(enc_public, enc_private)),
+        ("keys of different pairs are told apart", lambda: not verify_key_pair(other_public, enc_private)),
+        ("a signature verifies", lambda: verify_signature(sign_public, signed) == message),
+        (
+            "a changed signed message is refused",
+            lambda: _raises(SignatureError, verify_signature, sign_public, signed + b"!"),
+        ),
+        (
+            "the recipient opens what was sealed",
+            lambda: decrypt_asym(other_private, enc_public, sealed) == message,
+        ),
+        (
+            "a changed sealed message is refused",
+            lambda: _raises(DecryptionError, decrypt_asym, other_private, enc_public, changed),
+        ),
+        (
+            "the sender's own key does not open it",
+            lambda: _raises(DecryptionError, decrypt_asym, enc_private, enc_public, sealed),
+        ),
+        ("low-order public keys are refused", lambda: _raises(CryptoError, shared_key, key, bytes(KEY_SIZE))),
+        (
+            "a message that is not bytes is refused",
+            lambda: _raises(TypeError, sign_message, sign_private, "x"),
+        ),
+        (
+            "the fast path seals as nacl.bindings does",
+            lambda: seal(key, nonce, plain) == by_bindings(key, nonce, plain),
+        ),
+    ]
+    failures = 0
+    for what, holds in checks:
+        try:
+            passed = holds()
+        except Exception as error:  # whatever a check raises is its failure, said and counted
+            passed, what = False, f"{what}: {error!r}"
+        print("ok  " if passed else "FAIL", what)
+        failures += not passed
+    return failures
+
+
+if __name__ == "__main__":
+    sys.exit(main())
