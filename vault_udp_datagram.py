@@ -1,0 +1,530 @@
+"""The UDP socket: binding, batches of datagrams in and out, and the forms of addresses.  No protocol.
+
+A :class:`DatagramSocket` speaks IPv6 and IPv4 through one dual-stack socket where the system has IPv6, and
+IPv4 alone where it has not.  Addresses are ``(ip, port)`` in one canonical form, see :func:`normalize`.
+
+Why it is fast: a system call costs several times what a datagram costs in it.  On Linux, datagrams of one
+length to one address go out in one call (UDP generic segmentation, ``UDP_SEGMENT``) and come in so
+(``UDP_GRO``).  Why that is safe: the kernel cuts at the length that is given with each call and only between
+datagrams, so what travels is the same as without it; it takes such a batch as a whole or refuses it, and a
+refused batch is sent again one by one.  See udp(7) of the Linux manual pages.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import select
+import socket
+import struct
+import sys
+import threading
+import time
+from functools import partial
+from typing import Any, Callable, Iterator, List, Sequence, Tuple, Union
+
+_logger = logging.getLogger(__name__)
+
+Address = Tuple[str, int]
+"""``(ip, port)``: dotted IPv4, or compressed IPv6 with ``%interface`` if it is link-local."""
+Batch = Tuple[List[bytes], Address]
+"""Datagrams that came in one system call, oldest first, and the one address that they came from."""
+_SocketAddress = Union[Tuple[str, int], Tuple[str, int, int, int]]
+
+BUFFER_SIZE = 4 * 1024 * 1024  # bytes asked of the system for each direction
+MAX_DATAGRAM = 65_535  # the length field of UDP has 16 bits (RFC 768), so nothing longer is legal
+MAX_BATCHES_PER_RECEIVE = 16
+MAX_SEGMENTS = 64  # Linux: UDP_MAX_SEGMENTS of the first kernels with segmentation
+MAX_SEGMENTED_BYTES = 65_507  # 65,535 less the headers of UDP and IPv4
+
+# Linux constants that the socket module does not have on every supported Python.
+_SO_RXQ_OVFL = 40
+_SOL_UDP = 17
+_UDP_SEGMENT = 103
+_UDP_GRO = 104
+_SIO_UDP_CONNRESET = 0x9800000C  # Windows
+_ANCILLARY_SIZE = 64  # bytes: room for the segment size and the count of drops
+
+_CAN_WAIT = ("EAGAIN", "EWOULDBLOCK", "ENOBUFS")
+# The answer to an earlier datagram, reported at this one: the socket is fine, so is this datagram.
+_STALE = ("ECONNREFUSED", "ECONNRESET")
+_SEGMENTATION_REFUSED = ("EIO", "EINVAL", "ENOPROTOOPT", "EMSGSIZE")
+_NO_IPV6 = ("EAFNOSUPPORT", "EPROTONOSUPPORT", "EADDRNOTAVAIL", "ENOPROTOOPT", "EINVAL")
+# Seconds between attempts to send while the system has no room: about 1 s in all, for one call of `send`.
+_WAITS_FOR_ROOM = (0.001, 0.002, 0.004, 0.008, 0.016) + 48 * (0.02,)
+# Seconds to leave a socket alone that reports errors and nothing else: an interface may be down for long.
+_WAITS_AFTER_ERRORS = (0.0, 0.0, 0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_MAX_POLLS_BETWEEN_PROBES = 16
+_MAX_CACHED_DESTINATIONS = 32_768
+
+
+class SocketClosed(Exception):
+    """``receive`` was called on a socket that is closed, or it was closed while that call waited."""
+
+
+class DatagramSocket:
+    """A bound UDP socket.  One thread may receive; any thread may send, wake and close.
+
+    ``port`` is the port to bind; 0 lets the system choose.  ``bind_address``, an IP literal, restricts the
+    socket to one interface; the default is all of them.  ``socket_factory`` stands in for ``socket.socket``.
+
+    Raises ``OSError`` if the port cannot be bound: not permitted, or in use, be it for IPv4 only.
+    Raises ``ValueError`` if ``bind_address`` is not an IP literal.
+
+    Attributes: ``port``, ``family``; ``receive_buffer`` and ``send_buffer``, the bytes granted by the system
+    (Linux shows twice what was asked, for its own overhead); ``gso`` and ``gro``, whether datagrams go out and
+    come in segmented; ``kernel_drops``, the datagrams lost because the receive buffer was full, where the
+    system tells; ``errors``, how many datagrams or receives the system refused, by the name of its error.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        bind_address: str | None = None,
+        socket_factory: Callable[[int, int], socket.socket] = socket.socket,
+    ) -> None:
+        self._socket = _bind(port, bind_address, socket_factory)
+        try:
+            self._wake_receiver, self._wake_sender = socket.socketpair()
+        except OSError:
+            self._socket.close()
+            raise
+        self._wake_receiver.setblocking(False)
+        self._wake_sender.setblocking(False)
+        self._socket.setblocking(False)
+        self.family = self._socket.family
+        self.port: int = self._socket.getsockname()[1]
+        self.receive_buffer = _enlarge(self._socket, socket.SO_RCVBUF)
+        self.send_buffer = _enlarge(self._socket, socket.SO_SNDBUF)
+        on_linux = sys.platform == "linux"
+        self.gso = on_linux and _set_option(self._socket, _SOL_UDP, _UDP_SEGMENT, 0)
+        self.gro = on_linux and _set_option(self._socket, _SOL_UDP, _UDP_GRO, 1)
+        counts_drops = on_linux and _set_option(self._socket, socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
+        self._receive_one = self._receive_message if self.gro or counts_drops else self._receive_plain
+        self.kernel_drops = 0
+        self.errors: dict[str, int] = {}
+
+        self._lock = threading.Lock()  # for the counters and the three flags; never held in a system call
+        self._receiving = False
+        self._closed = False
+        self._warned_of_permission = False
+        self._destinations: dict[Address, _SocketAddress] = {}
+        self._wait_readable = _readable_waiter(self._socket, self._wake_receiver)
+        self._wait_woken = _readable_waiter(self._wake_receiver)
+        self._last_sender: Any = None
+        self._last_address: Address = ("", 0)
+        self._errors_in_a_row = 0
+        self._polls_until_probe = 1
+        self._polls_between_probes = 1
+
+    def receive(self) -> list[Batch]:
+        """Wait for datagrams and return them, at most 16 batches; return an empty list after ``wake``.
+
+        A wake that comes while datagrams keep coming may show only when they cease.
+
+        Raises :class:`SocketClosed`, and nothing that the network causes.
+        """
+        with self._lock:
+            if self._closed:
+                raise SocketClosed
+            self._receiving = True
+        try:
+            return self._receive()
+        finally:
+            with self._lock:
+                self._receiving = False
+                closed = self._closed
+            if closed:
+                self._release()
+
+    def _receive(self) -> list[Batch]:
+        # Asking for a datagram when there is none costs a system call. While datagrams keep coming they are
+        # fetched without `poll`; once there was none, `poll` comes first, and whether they keep coming again
+        # is tried only after 1, 2, 4 … 16 polls.
+        if self._polls_until_probe == 0:
+            batches = self._fetch(MAX_BATCHES_PER_RECEIVE)
+            if batches:
+                if len(batches) < MAX_BATCHES_PER_RECEIVE:
+                    self._polls_until_probe = self._polls_between_probes = 1
+                return batches
+            self._polls_between_probes = min(2 * self._polls_between_probes, _MAX_POLLS_BETWEEN_PROBES)
+            self._polls_until_probe = self._polls_between_probes
+        while True:
+            woken = self._wait_readable(None)
+            if self._closed:
+                raise SocketClosed
+            if woken:
+                self._forget_wakes()
+                return []
+            batches = self._fetch(1)
+            if batches:
+                is_flood = len(batches[0][0]) > 1
+                self._polls_until_probe = 0 if is_flood else self._polls_until_probe - 1
+                return batches
+            if self._errors_in_a_row:
+                self._wait_woken(
+                    _WAITS_AFTER_ERRORS[min(self._errors_in_a_row, len(_WAITS_AFTER_ERRORS)) - 1]
+                )
+
+    def _fetch(self, limit: int) -> list[Batch]:
+        """The batches that are there now, at most ``limit``; errors are counted."""
+        batches: list[Batch] = []
+        receive_one = self._receive_one
+        try:
+            while len(batches) < limit:
+                batches.append(receive_one())
+            self._errors_in_a_row = 0
+        except BlockingIOError:
+            self._errors_in_a_row = 0
+        except OSError as error:
+            self._count(_name_of(error))
+            self._errors_in_a_row += 1
+        return batches
+
+    def _receive_message(self) -> Batch:
+        data, ancillary, flags, sender = self._socket.recvmsg(MAX_DATAGRAM, _ANCILLARY_SIZE)
+        if sender != self._last_sender:
+            self._last_sender, self._last_address = sender, normalize(sender)
+        size = length = len(data)
+        for level, kind, value in ancillary:
+            if level == _SOL_UDP and kind == _UDP_GRO:
+                size = int.from_bytes(value[:4], sys.byteorder)
+            elif level == socket.SOL_SOCKET and kind == _SO_RXQ_OVFL:
+                # The kernel counts with 32 bits.
+                drops = int.from_bytes(value[:4], sys.byteorder)
+                self.kernel_drops += (drops - self.kernel_drops) & 0xFFFFFFFF
+        if flags & socket.MSG_TRUNC:
+            raise OSError(errno.EMSGSIZE, "a datagram longer than UDP allows")
+        if size >= length:
+            return [data], self._last_address
+        return [data[start : start + size] for start in range(0, length, size)], self._last_address
+
+    def _receive_plain(self) -> Batch:
+        data, sender = self._socket.recvfrom(MAX_DATAGRAM)
+        return [data], normalize(sender)
+
+    def send(self, datagrams: Sequence[bytes], address: Address) -> int:
+        """Send datagrams to one address, in order; return how many the system took.
+
+        Waits while the system has no room, for about 1 s at most.  What is refused is counted in ``errors``
+        under the name of the error; nothing that the network causes is raised.
+
+        Raises ``ValueError`` if the address is not an IP literal.
+        """
+        try:
+            destination = self._destinations.get(address) or self._destination(address)
+        except OSError as error:
+            self._count(_name_of(error), len(datagrams))
+            return 0
+        waits = iter(_WAITS_FOR_ROOM)
+        if not self.gso or len(datagrams) == 1:
+            return self._send_singly(datagrams, destination, waits)
+        sent = start = 0
+        lengths = list(map(len, datagrams))
+        while start < len(datagrams):
+            end = _end_of_run(lengths, start)
+            if self.gso and end - start > 1:
+                sent += self._send_segmented(datagrams[start:end], destination, waits)
+            else:
+                sent += self._send_singly(datagrams[start:end], destination, waits)
+            start = end
+        return sent
+
+    def _send_segmented(
+        self, run: Sequence[bytes], destination: _SocketAddress, waits: Iterator[float]
+    ) -> int:
+        ancillary = [(_SOL_UDP, _UDP_SEGMENT, struct.pack("=H", len(run[0])))]
+        send = partial(self._socket.sendmsg, run, ancillary, 0, destination)
+        failure = self._attempt(send, waits)
+        if failure is None:
+            return len(run)
+        if failure not in _SEGMENTATION_REFUSED:
+            self._count(failure, len(run))
+            return 0
+        sent = self._send_singly(run, destination, waits)
+        # If single datagrams are refused too, the fault is in the address or its route. EMSGSIZE is about the
+        # size for this route, which the kernel can divide into fragments only if it is not divided already.
+        if sent and failure != "EMSGSIZE":
+            self.gso = False
+            _logger.info("UDP segmentation refused (%s); datagrams are sent one by one from now on", failure)
+        return sent
+
+    def _send_singly(
+        self, datagrams: Sequence[bytes], destination: _SocketAddress, waits: Iterator[float]
+    ) -> int:
+        sent = 0
+        sendto = self._socket.sendto
+        for datagram in datagrams:
+            try:
+                sendto(datagram, destination)
+                sent += 1
+            except OSError as error:
+                failure = self._attempt(partial(sendto, datagram, destination), waits, error)
+                if failure is None:
+                    sent += 1
+                else:
+                    self._count(failure)
+        return sent
+
+    def _attempt(
+        self, send: Callable[[], int], waits: Iterator[float], error: OSError | None = None
+    ) -> str | None:
+        """Call ``send``, again where that helps; return the name of the error that remained, or None.
+
+        ``error`` is what a first attempt has raised already.
+        """
+        was_stale = False
+        while True:
+            if error is not None:
+                name = _name_of(error)
+                if name in _CAN_WAIT:
+                    seconds = next(waits, None)
+                    if seconds is None:
+                        return name
+                    self._wait_for_room(name, seconds)
+                elif name in _STALE and not was_stale:
+                    was_stale = True
+                else:
+                    return name
+            try:
+                send()
+                return None
+            except OSError as again:
+                error = again
+
+    def _wait_for_room(self, name: str, seconds: float) -> None:
+        if name == "ENOBUFS" or self._closed:
+            # The queue of the interface is full, not the socket's: the socket counts as writable.
+            time.sleep(seconds)
+        else:
+            select.select([], [self._socket], [], seconds)
+
+    def _count(self, name: str, times: int = 1) -> None:
+        with self._lock:
+            self.errors[name] = self.errors.get(name, 0) + times
+            warn = name == "EHOSTUNREACH" and sys.platform == "darwin" and not self._warned_of_permission
+            self._warned_of_permission = self._warned_of_permission or warn
+        if warn:
+            _logger.warning(
+                "no route to host: macOS may be withholding the local network from this program; allow it in "
+                "System Settings > Privacy & Security > Local Network, for the terminal if it runs in one"
+            )
+
+    def _destination(self, address: Address) -> _SocketAddress:
+        """The address as this socket takes it.  Raises ``OSError`` if it cannot be reached from here."""
+        host, port = address
+        ip = resolve_literal(host)
+        if ip is None:
+            raise ValueError(f"cannot send to {host!r}: it is not an IPv4 or IPv6 address; resolve it first")
+        if self.family == socket.AF_INET:
+            if ":" in ip:
+                raise OSError(errno.EAFNOSUPPORT, f"this socket has IPv4 only, {ip} is IPv6")
+            destination: _SocketAddress = (ip, port)
+        elif ":" not in ip:
+            destination = ("::ffff:" + ip, port, 0, 0)
+        else:
+            literal, _, scope = ip.partition("%")
+            destination = (literal, port, 0, _scope_id(scope))
+            if scope:
+                # Not cached: an interface that goes and comes back has another number.
+                return destination
+        if len(self._destinations) >= _MAX_CACHED_DESTINATIONS:
+            self._destinations.clear()
+        self._destinations[address] = destination
+        return destination
+
+    def wake(self) -> None:
+        """Make ``receive`` return, now or when it next waits.  Nothing happens on a closed socket."""
+        try:
+            self._wake_sender.send(b"\0")
+        except BlockingIOError:
+            pass  # so many wakes wait already that one more tells nothing
+        except OSError:
+            if not self._closed:
+                raise
+
+    def _forget_wakes(self) -> None:
+        try:
+            while len(self._wake_receiver.recv(4096)) == 4096:
+                pass
+        except BlockingIOError:
+            pass
+
+    def close(self) -> None:
+        """Free the port; a ``receive`` that waits raises :class:`SocketClosed` at once.  May be repeated.
+
+        If another thread is receiving, it is that thread which frees the port on its way out: closing a
+        descriptor that is in use might let it act on whatever file gets the same number next.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            receiving = self._receiving
+            if receiving:
+                self.wake()
+        if not receiving:
+            self._release()
+
+    def _release(self) -> None:
+        self._socket.close()
+        self._wake_sender.close()
+        self._wake_receiver.close()
+
+
+def normalize(address: Any) -> Address:
+    """The canonical ``(ip, port)`` of what the socket module calls an address: the form that users see.
+
+    IPv4 mapped into IPv6 (RFC 4291, 2.5.5.2) is shown as IPv4, link-local addresses have ``%interface``.
+    """
+    host, port = address[0], address[1]
+    if host.startswith("::ffff:") and "." in host:
+        return host[7:], port
+    if len(address) == 4 and address[3]:
+        return f"{host.partition('%')[0]}%{_interface_name(address[3])}", port
+    return host, port
+
+
+def resolve_literal(ip: str) -> str | None:
+    """The canonical text of an IPv4 or IPv6 address, or None if ``ip`` is neither.  Asks no name server.
+
+    The scope of a link-local address is kept, as the name of the interface if there is such a one; other
+    addresses need none, and the system shows them without.
+    """
+    literal, has_scope, scope = ip.partition("%")
+    try:
+        if ":" not in literal:
+            return None if has_scope else socket.inet_ntoa(socket.inet_pton(socket.AF_INET, literal))
+        packed = socket.inet_pton(socket.AF_INET6, literal)
+    except (OSError, ValueError):  # ValueError: a NUL or a lone surrogate in the text
+        return None
+    if packed.startswith(b"\0" * 10 + b"\xff\xff"):
+        return socket.inet_ntoa(packed[12:])
+    text = socket.inet_ntop(socket.AF_INET6, packed)
+    is_link_local = packed[0] == 0xFE and packed[1] & 0xC0 == 0x80
+    if not is_link_local or not scope:
+        return None if has_scope and not scope else text
+    return f"{text}%{_interface_name(int(scope)) if scope.isdecimal() else scope}"
+
+
+def _interface_name(scope_id: int) -> str:
+    try:
+        return socket.if_indextoname(scope_id)
+    except (OSError, OverflowError):  # it is gone, or never was: the number is as good a name
+        return str(scope_id)
+
+
+def _scope_id(scope: str) -> int:
+    if not scope:
+        return 0
+    return int(scope) if scope.isdecimal() else socket.if_nametoindex(scope)
+
+
+def _bind(
+    port: int, bind_address: str | None, socket_factory: Callable[[int, int], socket.socket]
+) -> socket.socket:
+    if bind_address is None:
+        try:
+            return _bind_family(socket.AF_INET6, ("::", port), socket_factory)
+        except OSError as error:
+            if _name_of(error) not in _NO_IPV6:
+                raise
+        return _bind_family(socket.AF_INET, ("0.0.0.0", port), socket_factory)
+    ip = resolve_literal(bind_address)
+    if ip is None:
+        raise ValueError(f"bind_address must be an IPv4 or IPv6 address, not {bind_address!r}")
+    if ":" not in ip:
+        return _bind_family(socket.AF_INET, (ip, port), socket_factory)
+    literal, _, scope = ip.partition("%")
+    return _bind_family(socket.AF_INET6, (literal, port, 0, _scope_id(scope)), socket_factory)
+
+
+def _bind_family(
+    family: int, address: _SocketAddress, socket_factory: Callable[[int, int], socket.socket]
+) -> socket.socket:
+    # No SO_REUSEADDR or SO_REUSEPORT: two sockets on one port would share its datagrams at random.
+    sock = socket_factory(family, socket.SOCK_DGRAM)
+    try:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        if sys.platform == "win32":
+            # There, others may take over a port that is bound without it.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+            _disable_connection_reset(sock)
+        sock.bind(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _disable_connection_reset(sock: socket.socket) -> None:
+    """Keep Windows from reporting, at each receive, that an earlier datagram found no one (error 10054)."""
+    if sys.platform == "win32":
+        import ctypes
+
+        no, returned = ctypes.c_ulong(0), ctypes.c_ulong(0)
+        # socket.ioctl() knows three commands, and this is none of them.
+        if ctypes.WinDLL("ws2_32").WSAIoctl(
+            ctypes.c_size_t(sock.fileno()),
+            ctypes.c_ulong(_SIO_UDP_CONNRESET),
+            ctypes.byref(no),
+            ctypes.sizeof(no),
+            None,
+            0,
+            ctypes.byref(returned),
+            None,
+            None,
+        ):
+            _logger.info("SIO_UDP_CONNRESET refused; error 10054 will be counted instead")
+
+
+def _set_option(sock: socket.socket, level: int, option: int, value: int) -> bool:
+    try:
+        sock.setsockopt(level, option, value)
+    except OSError:
+        return False
+    return True
+
+
+def _enlarge(sock: socket.socket, option: int) -> int:
+    """Ask for large buffers, for less if that is refused; return the bytes granted."""
+    size = BUFFER_SIZE
+    while size >= MAX_DATAGRAM and not _set_option(sock, socket.SOL_SOCKET, option, size):
+        size //= 2
+    return sock.getsockopt(socket.SOL_SOCKET, option)
+
+
+def _end_of_run(lengths: Sequence[int], start: int) -> int:
+    """The end of the longest run of datagrams from ``start`` that one segmented call can carry."""
+    size = lengths[start]
+    limit = start + min(MAX_SEGMENTS, max(1, MAX_SEGMENTED_BYTES // max(1, size)))
+    run = lengths[start:limit]
+    if size == 0 or run.count(size) == len(run):
+        return start + (len(run) if size else 1)
+    end = start + next(index for index, length in enumerate(run) if length != size)
+    is_short_tail = 0 < lengths[end] < size
+    return end + is_short_tail
+
+
+def _readable_waiter(*sockets: socket.socket) -> Callable[[float | None], bool]:
+    """A function that waits, at most the seconds given, and tells whether the last socket is readable."""
+    last = sockets[-1]
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        for sock in sockets:
+            poll.register(sock, select.POLLIN)
+        descriptor = last.fileno()
+
+        def wait(seconds: float | None) -> bool:
+            ready = poll.poll(None if seconds is None else seconds * 1000)
+            return any(fileno == descriptor for fileno, _ in ready)
+
+        return wait
+    return lambda seconds: last in select.select(sockets, (), (), seconds)[0]
+
+
+def _name_of(error: OSError) -> str:
+    """The POSIX name of an error: ``ECONNRESET`` for Windows' 10054 (``WSAECONNRESET``) too."""
+    name = errno.errorcode.get(error.errno or 0, f"E{error.errno}")
+    return name[3:] if name.startswith("WSA") else name

@@ -1,0 +1,156 @@
+"""Signals for callbacks: PySignal's interface, with slots that cannot harm each other.
+
+PySignal 1.1.1 calls ``partial`` slots without the arguments, cannot connect callable objects, iterates over
+a list that slots may change, lets one raising slot stop the others, and forgets local functions because it
+holds plain functions weakly.  :class:`SafeSignal` is used in the same way and has none of that.
+
+The slots are an immutable tuple that is replaced, under a lock, by whoever connects or disconnects; ``emit``
+reads it once.  So an emit needs no lock, and a callback may connect, disconnect and emit as it likes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import threading
+import types
+import weakref
+from typing import Any, Callable, Optional, Tuple
+
+from PySignal import Signal
+
+_logger = logging.getLogger(__name__)
+
+Slot = Callable[..., Any]
+# A bound method is (weak reference to its instance, plain function); anything else is (None, the callable).
+_Connection = Tuple[Optional["weakref.ref[Any]"], Slot]
+
+# Python makes a new object at each look-up of such a method, so identity does not tell that it is the same.
+_METHODS_OF_EXTENSIONS = (types.BuiltinMethodType, types.MethodWrapperType)
+
+
+class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
+    """A ``PySignal.Signal`` that may be used from any thread and isolates its slots.
+
+    Bound methods are held weakly by their instance: connecting one does not keep its object alive.
+    Functions, lambdas, partials, callable objects and methods of objects that cannot be weakly referenced
+    (``list.append``) are held strongly, until they are disconnected.
+
+    ``on_error(slot, exception)`` is called for each ``Exception`` that a slot raises; the other slots are
+    called all the same.  Without it, a slot that raises is logged with its traceback when it begins to fail,
+    and again only after it has succeeded in between.  ``errors`` counts what was raised in either case.
+    """
+
+    def __init__(self, on_error: Callable[[Slot, Exception], None] | None = None) -> None:
+        super().__init__()
+        self._slots: tuple[_Connection, ...] = ()
+        self._on_error = on_error
+        self._lock = threading.Lock()
+        # By id of the connection; holding the connection keeps its id from being used again.
+        self._failing: dict[int, _Connection] = {}
+        self.errors = 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a slot that an emit would call now, ``block`` aside."""
+        return any(reference is None or reference() is not None for reference, _ in self._slots)
+
+    def emit(self, *args: Any, **kwargs: Any) -> None:
+        """Call every slot with the arguments; what a slot raises (``Exception``) does not get out of here.
+
+        A slot that is disconnected while an emit is under way may still be called by that emit, never later.
+        """
+        if self._block:
+            return
+        for connection in self._slots:
+            reference, function = connection
+            try:
+                if reference is None:
+                    function(*args, **kwargs)
+                else:
+                    instance = reference()
+                    if instance is None:
+                        self._replace_slots(without=connection)
+                        continue
+                    function(instance, *args, **kwargs)
+            except Exception as error:
+                self._handle_error(connection, error)
+            else:
+                if self._failing:
+                    self._failing.pop(id(connection), None)
+
+    def connect(self, slot: Slot) -> None:
+        """Call ``slot`` at each emit from now on; connecting it again changes nothing.
+
+        Raises ``ValueError`` if it is not callable.
+        """
+        if not callable(slot):
+            raise ValueError(f"Connection to non-callable '{slot.__class__.__name__}' object failed")
+        connection = _connection_of(slot)
+        with self._lock:
+            if not any(_same(connection, other) for other in self._slots):
+                self._slots = (*(other for other in self._slots if _alive(other)), connection)
+
+    def disconnect(self, slot: Slot) -> None:
+        """Stop calling ``slot``; nothing happens if it is not connected."""
+        if callable(slot):
+            self._replace_slots(without=_connection_of(slot))
+
+    def clear(self) -> None:
+        """Disconnect every slot."""
+        with self._lock:
+            self._slots = ()
+            self._failing.clear()
+
+    def _replace_slots(self, without: _Connection) -> None:
+        with self._lock:
+            removed = [connection for connection in self._slots if _same(connection, without)]
+            self._slots = tuple(connection for connection in self._slots if not _same(connection, without))
+            for connection in removed:
+                self._failing.pop(id(connection), None)
+
+    def _handle_error(self, connection: _Connection, error: Exception) -> None:
+        with self._lock:
+            self.errors += 1
+            is_news = id(connection) not in self._failing
+            # A slot that disconnected itself before it raised must not be remembered.
+            if is_news and any(connection is other for other in self._slots):
+                self._failing[id(connection)] = connection
+        reference, function = connection
+        if self._on_error is not None:
+            instance = None if reference is None else reference()
+            slot = function if instance is None else types.MethodType(function, instance)
+            self._on_error(slot, error)
+        elif is_news:
+            # The name only: the representation of a partial or of an object may show user data.
+            name = getattr(function, "__qualname__", type(function).__qualname__)
+            _logger.error("callback %s raised; it stays connected", name, exc_info=error)
+
+
+def _connection_of(slot: Slot) -> _Connection:
+    if inspect.ismethod(slot):
+        try:
+            return weakref.ref(slot.__self__), slot.__func__
+        except TypeError:  # an instance with __slots__ and no __weakref__
+            return None, slot
+    return None, slot
+
+
+def _alive(connection: _Connection) -> bool:
+    reference, _ = connection
+    return reference is None or reference() is not None
+
+
+def _same(one: _Connection, other: _Connection) -> bool:
+    if one is other:
+        return True
+    (reference, function), (other_reference, other_function) = one, other
+    if reference is None or other_reference is None:
+        if reference is not other_reference:
+            return False
+        if isinstance(function, _METHODS_OF_EXTENSIONS) or inspect.ismethod(function):
+            return type(function) is type(other_function) and function == other_function
+        return function is other_function
+    # Compared by identity, as the equality of weak references is that of the user's objects.
+    instance = reference()
+    return instance is not None and instance is other_reference() and function is other_function
