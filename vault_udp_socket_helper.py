@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Thin wrapper around NaCl (PyNaCl, that is libsodium): keys, signatures, sealing.
 
 From top to bottom: exceptions, the raw-bytes layer that the protocol modules use, the public layer whose
@@ -14,8 +15,9 @@ What may look alarming, and why it is safe:
   to PyNaCl: at import their results are compared with those of `nacl.bindings`, which is used instead should
   they be missing or differ. C reads fixed lengths from the pointers it gets, so key and nonce are measured
   before each call.
-- cffi releases the GIL while libsodium runs. Hence each call has an output buffer of its own, and the input
-  of `open_sealed` is copied first: nobody can change it between authentication and decryption.
+- cffi releases the GIL while libsodium runs. Hence each call has an output buffer of its own. The input is
+  not copied: who passes a bytearray or memoryview to `open_sealed` must not write to it during the call, for
+  what is written between authentication and decryption would be decrypted unauthenticated.
 - Symmetric keys must be immutable bytes, because a key wiped by one thread while another seals would seal
   under zeros, which anybody can open. Private keys may live in a bytearray that its owner wipes; one that is
   all zeros has been wiped and is refused. Wiping is best effort: Python and libsodium copy keys on the way.
@@ -168,7 +170,7 @@ def verify_detached(sign_public: bytes, message: bytes, signature: bytes) -> boo
 
 
 def derive(key: bytes, message: bytes, size: int, person: bytes) -> bytes:
-    """Return `size` (1 to 64) bytes of keyed BLAKE2b (RFC 7693); `person` (at most 16 bytes) names the use."""
+    """Return `size` (1 to 64) bytes of keyed BLAKE2b (RFC 7693); `person`, up to 16 bytes, names the use."""
     return hashlib.blake2b(message, digest_size=size, key=key, person=person).digest()
 
 
@@ -203,7 +205,8 @@ def _bindings_functions() -> tuple[Seal, OpenSealed]:
 
 
 def _cffi_functions(ffi: Any, lib: Any) -> tuple[Seal, OpenSealed]:
-    new, buffer, unsigned_chars = ffi.new, ffi.buffer, ffi.typeof("unsigned char[]")
+    new, view, from_buffer = ffi.new, ffi.buffer, ffi.from_buffer
+    unsigned_chars = ffi.typeof("unsigned char[]")
     box_easy, box_open_easy = lib.crypto_box_easy_afternm, lib.crypto_box_open_easy_afternm
 
     def seal(key: bytes, nonce: bytes, plain: bytes) -> bytes:
@@ -214,16 +217,17 @@ def _cffi_functions(ffi: Any, lib: Any) -> tuple[Seal, OpenSealed]:
         box = new(unsigned_chars, size + AUTHENTICATOR_SIZE)
         if box_easy(box, plain, size, nonce, key) != 0:
             raise EncryptionError(f"libsodium refused to seal {size} bytes")
-        sealed: bytes = nonce + buffer(box)[:]
+        sealed: bytes = nonce + view(box)[:]
         return sealed
 
     def open_sealed(key: bytes, datagram: Buffer) -> bytes:
         _check_sealed(key, datagram)
-        nonce, box = bytes(datagram[:NONCE_SIZE]), bytes(datagram[NONCE_SIZE:])
-        plain = new(unsigned_chars, len(box) - AUTHENTICATOR_SIZE)
-        if box_open_easy(plain, box, len(box), nonce, key) != 0:
+        size = len(datagram) - BOX_OVERHEAD
+        nonce = from_buffer(datagram)
+        plain = new(unsigned_chars, size)
+        if box_open_easy(plain, nonce + NONCE_SIZE, size + AUTHENTICATOR_SIZE, nonce, key) != 0:
             raise _not_authentic()
-        opened: bytes = buffer(plain)[:]
+        opened: bytes = view(plain)[:]
         return opened
 
     return seal, open_sealed
@@ -233,7 +237,7 @@ def _check_sealed(key: bytes, datagram: Buffer) -> None:
     if len(key) != KEY_SIZE or len(datagram) < BOX_OVERHEAD:
         _check_size("key", key, KEY_SIZE, DecryptionError)
         raise DecryptionError(
-            f"{len(datagram)} bytes are no sealed message, which has at least {BOX_OVERHEAD}"
+            f"{len(datagram)} bytes are too few: a sealed message has {BOX_OVERHEAD} or more"
         )
 
 
@@ -261,7 +265,8 @@ seal, open_sealed = _choose_functions()
 
 `seal(key, nonce, plain)` returns `nonce[24] ‖ ciphertext`, `BOX_OVERHEAD` longer than `plain`; raises
 `EncryptionError` if `key` or `nonce` has the wrong length. A nonce must never be used twice under one key.
-`open_sealed(key, datagram)` returns the plaintext of what `seal` returned, else raises `DecryptionError`.
+`open_sealed(key, datagram)` returns the plaintext of what `seal` returned, else raises `DecryptionError`;
+a datagram that is no bytes object must not change during the call.
 """
 
 
@@ -385,55 +390,34 @@ def _raises(error: type[Exception], function: Callable[..., object], *arguments:
     return False
 
 
+def _self_test_checks() -> list[tuple[str, Callable[[], bool]]]:
+    public, private, sign_public, sign_private = generate_keys_asym()
+    other_public, other_private, _, _ = generate_keys_asym()
+    text, key, nonce = b"The quick brown fox", random_bytes(KEY_SIZE), random_bytes(NONCE_SIZE)
+    signed, sealed = sign_message(sign_private, text), encrypt_asym(private, other_public, text)
+    changed, spoilt = signed + b"!", sealed[:-1] + bytes([sealed[-1] ^ 1])
+    shut, reference_seal = DecryptionError, _bindings_functions()[0]
+    return [
+        ("Base64 text gives the bytes back", lambda: b64_str_to_bytes(bytes_to_b64_str(key)) == key),
+        ("Base64 with junk is refused", lambda: _raises(EncodingError, b64_str_to_bytes, "AA*A")),
+        ("the public key follows from the private one", lambda: generate_public_key(private) == public),
+        ("a key pair is recognised", lambda: verify_key_pair(public, private)),
+        ("keys of different pairs are told apart", lambda: not verify_key_pair(other_public, private)),
+        ("a signature verifies", lambda: verify_signature(sign_public, signed) == text),
+        ("changed text is refused", lambda: _raises(SignatureError, verify_signature, sign_public, changed)),
+        ("the recipient opens what was sealed", lambda: decrypt_asym(other_private, public, sealed) == text),
+        ("a changed box is refused", lambda: _raises(shut, decrypt_asym, other_private, public, spoilt)),
+        ("another key does not open it", lambda: _raises(shut, decrypt_asym, private, public, sealed)),
+        ("low-order public keys are refused", lambda: _raises(CryptoError, shared_key, key, bytes(KEY_SIZE))),
+        ("a message must be bytes", lambda: _raises(TypeError, sign_message, sign_private, "text")),
+        ("nacl.bindings seals the same", lambda: seal(key, nonce, text) == reference_seal(key, nonce, text)),
+    ]
+
+
 def main() -> int:
     """Check the primitives, print a line for each, and return the number of failures."""
-    enc_public, enc_private, sign_public, sign_private = generate_keys_asym()
-    other_public, other_private, _, _ = generate_keys_asym()
-    message = b"The quick brown fox"
-    signed = sign_message(sign_private, message)
-    sealed = encrypt_asym(enc_private, other_public, message)
-    changed = sealed[:-1] + bytes([sealed[-1] ^ 1])
-    plain = bytes(range(256))
-    nonce, key = random_bytes(NONCE_SIZE), random_bytes(KEY_SIZE)
-    by_bindings, _ = _bindings_functions()
-    checks: list[tuple[str, Callable[[], bool]]] = [
-        ("Base64 text gives the bytes back", lambda: b64_str_to_bytes(bytes_to_b64_str(plain)) == plain),
-        ("Base64 with junk is refused", lambda: _raises(EncodingError, b64_str_to_bytes, "AA*A")),
-        (
-            "the public key follows from the private key",
-            lambda: generate_public_key(enc_private) == enc_public,
-        ),
-        ("a key pair is recognised", lambda: verify_key_pair(enc_public, enc_private)),
-        ("keys of different pairs are told apart", lambda: not verify_key_pair(other_public, enc_private)),
-        ("a signature verifies", lambda: verify_signature(sign_public, signed) == message),
-        (
-            "a changed signed message is refused",
-            lambda: _raises(SignatureError, verify_signature, sign_public, signed + b"!"),
-        ),
-        (
-            "the recipient opens what was sealed",
-            lambda: decrypt_asym(other_private, enc_public, sealed) == message,
-        ),
-        (
-            "a changed sealed message is refused",
-            lambda: _raises(DecryptionError, decrypt_asym, other_private, enc_public, changed),
-        ),
-        (
-            "the sender's own key does not open it",
-            lambda: _raises(DecryptionError, decrypt_asym, enc_private, enc_public, sealed),
-        ),
-        ("low-order public keys are refused", lambda: _raises(CryptoError, shared_key, key, bytes(KEY_SIZE))),
-        (
-            "a message that is not bytes is refused",
-            lambda: _raises(TypeError, sign_message, sign_private, "x"),
-        ),
-        (
-            "the fast path seals as nacl.bindings does",
-            lambda: seal(key, nonce, plain) == by_bindings(key, nonce, plain),
-        ),
-    ]
     failures = 0
-    for what, holds in checks:
+    for what, holds in _self_test_checks():
         try:
             passed = holds()
         except Exception as error:  # whatever a check raises is its failure, said and counted
