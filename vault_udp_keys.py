@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Session keys: hellos that prove who announces them, and the pairs of keys under which sessions speak.
+
+    LocalKeys   our side: the identity, the current and the previous session key, the nonces we hand out
+    Hello       what an announcement says, signed by the identity
+    Pair        one of our session keys with one of the peer's: two directions, each with a key and a tag
+
+Why the pieces hold together:
+
+- A hello proves identity by its signature, and freshness by echoing a nonce that only we can have made, for
+  the address it came from, at most 20 s ago. Nothing else about it is believed.
+- A pair's keys come from X25519 and are bound to both identities and both session keys, so announcing
+  another's session key as one's own opens nothing. Directions have different keys, so nothing of our own can
+  be reflected at us.
+- A pair carries data only after a datagram has opened under it: that proves the other end holds its keys now.
+
+No sockets, threads or clocks. Times are seconds of the monotonic clock (`now`), addresses are (ip, port).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, NamedTuple, Tuple
+
+if TYPE_CHECKING or not __package__:
+    import vault_udp_socket_helper as crypto
+    from vault_udp_packet import PacketError
+    from vault_udp_replay import CounterWindow
+else:
+    from . import vault_udp_socket_helper as crypto
+    from .vault_udp_packet import PacketError
+    from .vault_udp_replay import CounterWindow
+
+Address = Tuple[str, int]
+
+HELLO_LABEL = b"py-vault-udp/2 hello".ljust(24, b"\0")
+PERSON = b"py-vault-udp/2"
+FLAG_PERSISTENT = 1
+FLAG_COALESCE = 2
+_HELLO = struct.Struct(">24sHIQ32s32s32s32s16s16s")
+_NO_KEY = bytes(32)
+_NO_NONCE = bytes(16)
+
+TAG_SIZE = 8
+_TIMESTAMP = struct.Struct(">d")
+_COUNTER = struct.Struct(">Q")
+SEALED_OVERHEAD = crypto.BOX_OVERHEAD + 16 + _TIMESTAMP.size
+"""Bytes of a sealed datagram beside its body, in either mode: 24 + 16 for the box, 16 + 8 inside it."""
+MIN_SEALED_SIZE = SEALED_OVERHEAD + 4
+
+NONCE_SLOT = 10.0
+
+
+class Hello(NamedTuple):
+    """The hello blob's fields. Untrusted until `proof_is_good` has been asked about the whole blob."""
+
+    flags: int
+    epoch: int
+    time: float
+    """Seconds of the sender's session clock."""
+    sign: bytes
+    enc: bytes
+    to_sign: bytes
+    holds: bytes
+    nonce: bytes
+    echo: bytes
+
+    def pack(self) -> bytes:
+        """The blob as it travels and is signed."""
+        return _HELLO.pack(HELLO_LABEL, self.flags, self.epoch, round(self.time * 1000), *self[3:])
+
+
+def read_hello_untrusted(blob: bytes) -> Hello:
+    """The fields of a hello blob; bytes behind the known ones are signed and otherwise ignored.
+
+    Raises:
+        PacketError: ``bad_announcement``: too short or another label.
+    """
+    if len(blob) < _HELLO.size:
+        raise PacketError("bad_announcement")
+    label, flags, epoch, milliseconds, *rest = _HELLO.unpack_from(blob)
+    if label != HELLO_LABEL:
+        raise PacketError("bad_announcement")
+    return Hello(flags, epoch, milliseconds / 1000, *rest)
+
+
+def proof_is_good(hello: Hello, blob: bytes, proof: bytes) -> bool:
+    """Whether `proof` is the signature of the hello's own identity over the whole transported blob."""
+    return crypto.verify_detached(hello.sign, blob, proof)
+
+
+class SessionKey:
+    """One of our session key pairs; `wipe` overwrites the private half."""
+
+    __slots__ = ("epoch", "private", "public")
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.private = bytearray(crypto.new_enc_private())
+        self.public = crypto.enc_public_of(self.private)
+
+    def wipe(self) -> None:
+        """Overwrite the private key."""
+        crypto.wipe(self.private)
+
+
+class LocalKeys:
+    """Our identity and session keys, and the nonces that prove freshness.
+
+    Args:
+        sign_seed: Ed25519 seed, 32 bytes: the identity.
+        now: seconds, monotonic; wall: Unix time, seconds. Together they make the session clock, which runs
+            with the monotonic clock and never jumps with the wall clock.
+        flags: of our hello.
+    """
+
+    def __init__(self, sign_seed: bytes, now: float, wall: float, flags: int = FLAG_COALESCE) -> None:
+        self.sign_seed = sign_seed
+        self.sign_public = crypto.sign_public_of(sign_seed)
+        self.flags = flags
+        self.max_age = 60.0
+        """Seconds that a datagram's timestamp may lie away from its sender's clock."""
+        self.current = SessionKey(0)
+        self.previous: SessionKey | None = None
+        self._clock_offset = wall - now
+        self._nonce_secret = crypto.random_bytes(32)
+
+    def session_time(self, now: float) -> float:
+        """Seconds of our session clock."""
+        return now + self._clock_offset
+
+    def rotate(self) -> None:
+        """Make a new current key; the previous one is overwritten, the current one becomes the previous."""
+        if self.previous is not None:
+            self.previous.wipe()
+        self.previous = self.current
+        self.current = SessionKey(self.current.epoch + 1)
+
+    def nonce_for(self, address: Address, now: float) -> bytes:
+        """The nonce that an announcement to `address` carries now; recomputed, never stored."""
+        return self._slot_nonce(address, int(now // NONCE_SLOT))
+
+    def is_own_nonce(self, echo: bytes, address: Address, now: float) -> bool:
+        """Whether `echo` is a nonce of ours for that address, of this slot or the one before."""
+        slot = int(now // NONCE_SLOT)
+        return crypto.equal(echo, self._slot_nonce(address, slot)) or crypto.equal(
+            echo, self._slot_nonce(address, slot - 1)
+        )
+
+    def _slot_nonce(self, address: Address, slot: int) -> bytes:
+        text = f"{address[0]}|{address[1]}|{slot}".encode()
+        return crypto.derive(self._nonce_secret, text, 16, PERSON)
+
+    def hello_members(
+        self, address: Address, now: float, *, to_sign: bytes = b"", holds: bytes = b"", echo: bytes = b""
+    ) -> dict[str, str]:
+        """The announcement members ``hello`` and ``proof`` for `address`."""
+        blob = Hello(
+            self.flags,
+            self.current.epoch,
+            self.session_time(now),
+            self.sign_public,
+            self.current.public,
+            to_sign or _NO_KEY,
+            holds or _NO_KEY,
+            self.nonce_for(address, now),
+            echo or _NO_NONCE,
+        ).pack()
+        return {
+            "hello": crypto.bytes_to_b64_str(blob),
+            "proof": crypto.bytes_to_b64_str(crypto.sign_detached(self.sign_seed, blob)),
+        }
+
+
+class Pair:
+    """One of our session keys with one of the peer's: a key and a tag for each direction.
+
+    Raises:
+        CryptoError: from the constructor: `theirs` is no usable X25519 key.
+    """
+
+    __slots__ = (
+        "confirm_at",
+        "confirms",
+        "counter",
+        "from_hello",
+        "mine",
+        "open_key",
+        "open_tag",
+        "opened",
+        "order",
+        "seal_key",
+        "seal_tag",
+        "theirs",
+        "window",
+    )
+
+    def __init__(self, local: LocalKeys, sign: bytes, mine: SessionKey, theirs: bytes) -> None:
+        shared = crypto.shared_key(mine.private, theirs)
+        outward = crypto.derive(shared, local.sign_public + sign + mine.public + theirs, 40, PERSON)
+        inward = crypto.derive(shared, sign + local.sign_public + theirs + mine.public, 40, PERSON)
+        self.seal_key, self.seal_tag = outward[:32], outward[32:]
+        self.open_key, self.open_tag = inward[:32], inward[32:]
+        self.mine = mine
+        self.theirs = theirs
+        self.order = 0
+        self.from_hello = False
+        self.opened = False
+        self.window = CounterWindow()
+        self.counter = 0
+        self.confirms = 0
+        self.confirm_at = float("inf")
+
+    def seal(self, body: bytes, timestamp: float) -> bytes:
+        """The sealed datagram around `body`; each call uses up one counter."""
+        tail = crypto.random_bytes(8) + _COUNTER.pack(self.counter)
+        self.counter += 1
+        return crypto.seal(self.seal_key, self.seal_tag + tail, tail + _TIMESTAMP.pack(timestamp) + body)
+
+    def open(self, datagram: bytes) -> tuple[float, bytes]:
+        """Authenticate a datagram with our tag and return its timestamp and body, once.
+
+        Raises:
+            PacketError: ``forged`` (does not open), ``replayed`` (its counter was accepted, or is too old).
+        """
+        try:
+            plain = crypto.open_sealed(self.open_key, datagram)
+        except crypto.DecryptionError as error:
+            raise PacketError("forged") from error
+        if plain[:16] != datagram[8:24]:
+            raise PacketError("forged")
+        if not self.window.accept(int.from_bytes(datagram[16:24], "big")):
+            raise PacketError("replayed")
+        return _TIMESTAMP.unpack_from(plain, 16)[0], plain[24:]

@@ -1,0 +1,441 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wire formats: bodies, zstd frames, announcements. No keys, no sockets, no clocks.
+
+Whatever comes from the network passes through the functions here that start with ``read_``. They are fed
+only what is bounded, and they raise one exception, ``PacketError``, whose ``reason`` is the name under which
+the datagram is counted. Any other exception out of this module is a bug.
+
+    body (v2)   msgpack map   {'v': 2, 'p': zstd frame, 'c': JSON, 'm': [message, ...], 'g': padding}
+    body (v1)   msgpack array [zstd frame of a text, padding]
+
+``p`` carries one message; ``m``, which only sessions that agreed on it use, carries several that waited
+together; ``c`` carries control. A body has at most one of the three. Unknown members are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
+
+import msgpack
+import pyzstd
+
+if TYPE_CHECKING or not __package__:
+    import vault_udp_socket_helper as crypto
+else:
+    from . import vault_udp_socket_helper as crypto
+
+PROTOCOL_VERSION = 2
+
+FULL_ANNOUNCEMENT_SIZE = 1024
+"""Bytes of our clear announcement: base members, hello and proof."""
+SHORT_ANNOUNCEMENT_SIZE = 512
+"""Bytes of the short form: hello and proof alone, which base peers ignore."""
+
+MAX_MESSAGE_SIZE = 1 << 20
+"""Bytes of one message after decompression; caps what a peer can make us allocate."""
+MAX_MESSAGES_PER_BODY = 256
+MAX_BODY_SIZE = 65507
+MAX_CONTROL_SIZE = 8192
+MAX_CONTROL_BRACKETS = 16
+
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_ZSTD_WINDOW_LOG_MAX = 21
+_BODY_HEAD = b"\x84\xa1v\x02\xa1p"
+_BODY_HEAD_COALESCED = b"\x85\xa1v\x02\xa1p\xc4\x00\xa1c\xc4\x00\xa1m"
+_CONTROL_KEY = b"\xa1c"
+_PADDING_KEY = b"\xa1g"
+_EMPTY_BIN = b"\xc4\x00"
+
+BODY_OVERHEAD = len(_BODY_HEAD) + 3 + len(_CONTROL_KEY + _EMPTY_BIN) + len(_PADDING_KEY) + 2
+"""Bytes of a v2 payload body that are neither frame nor padding."""
+COALESCED_OVERHEAD = len(_BODY_HEAD_COALESCED) + 3 + len(_PADDING_KEY) + 2
+"""Bytes of a coalesced body that are neither messages nor padding."""
+MESSAGE_OVERHEAD = 3
+"""Bytes that each message of a coalesced body costs at most, beside itself."""
+STORED_OVERHEAD = 10
+"""Bytes that a stored zstd frame of up to 65,791 bytes costs at most, beside its content."""
+
+
+class PacketError(Exception):
+    """Bytes from the network that are not what the protocol allows.
+
+    Attributes:
+        reason: the name under which ``get_stats()['counters']`` counts it.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class TooLargeError(ValueError):
+    """Something of our own does not fit: ``size`` bytes (the best we could do) into ``limit``."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"{size} bytes do not fit into {limit}")
+        self.size = size
+        self.limit = limit
+
+
+class Body(NamedTuple):
+    """What a body carried; the bytes are as the sender wrote them, not yet decompressed or parsed."""
+
+    version: int
+    payload: bytes
+    control: bytes
+    messages: Sequence[bytes] = ()
+
+
+class Announcement(NamedTuple):
+    """The members of a key announcement as they arrived: typed, nothing verified.
+
+    The first four are the seed's; ``None`` where the short form leaves them out. ``hello`` and ``proof`` are
+    the raw bytes of section 4, ``None`` from a peer that speaks base mode only.
+    """
+
+    enc_key: str | None
+    sign_key: str | None
+    signature: str | None
+    port: int | None
+    hello: bytes | None
+    proof: bytes | None
+
+
+# ---------------------------------------------------------------------------------------------- zstd frames
+
+
+class CompressedFrame(bytes):
+    """A message that is already a zstd frame, because it did not fit raw."""
+
+
+def store_frame(message: bytes) -> bytes:
+    """The zstd frame that stores `message` (up to 65,791 bytes) as one raw block (RFC 8878, 3.1.1).
+
+    Every datagram is padded to one length, so compressing what fits raw would gain nothing.
+    """
+    size = len(message)
+    head = b" " + size.to_bytes(1, "little") if size < 256 else b"`" + (size - 256).to_bytes(2, "little")
+    return _ZSTD_MAGIC + head + (size << 3 | 1).to_bytes(3, "little") + message
+
+
+def compress_frame(message: bytes, limit: int) -> CompressedFrame:
+    """The zstd frame of `message` in at most `limit` bytes, compressed harder and harder until it fits.
+
+    Raises:
+        TooLargeError: it does not fit at the highest level either, or is over ``MAX_MESSAGE_SIZE``.
+    """
+    if len(message) > MAX_MESSAGE_SIZE:
+        raise TooLargeError(len(message), MAX_MESSAGE_SIZE)
+    smallest = len(message)
+    for level in (3, 12, 22):
+        frame = pyzstd.compress(message, level)
+        smallest = min(smallest, len(frame))
+        if smallest <= limit:
+            return CompressedFrame(frame)
+    raise TooLargeError(smallest, limit)
+
+
+def read_frame(frame: bytes) -> bytes:
+    """The content of one zstd frame, at most ``MAX_MESSAGE_SIZE`` bytes; a stored frame is read directly."""
+    if frame[:4] != _ZSTD_MAGIC or len(frame) < 9:
+        raise PacketError("bad_frame")
+    descriptor = frame[4]
+    if descriptor == 0x20:
+        start, size = 9, frame[5]
+    elif descriptor == 0x60 and len(frame) >= 10:
+        start, size = 10, 256 + int.from_bytes(frame[5:7], "little")
+    else:
+        return _decompress(frame)
+    block = int.from_bytes(frame[start - 3 : start], "little")
+    if block == (size << 3 | 1):
+        if len(frame) != start + size:
+            raise PacketError("bad_frame")
+        return frame[start:]
+    return _decompress(frame)
+
+
+def _decompress(frame: bytes) -> bytes:
+    # A decoder of its own for each frame: a kept one would carry the state of a hostile frame into the next.
+    decoder = pyzstd.ZstdDecompressor(option={pyzstd.DParameter.windowLogMax: _ZSTD_WINDOW_LOG_MAX})
+    try:
+        content: bytes = decoder.decompress(frame, MAX_MESSAGE_SIZE + 1)
+    except (pyzstd.ZstdError, EOFError, MemoryError) as error:
+        raise PacketError("bad_frame") from error
+    if len(content) > MAX_MESSAGE_SIZE:
+        raise PacketError("message_over_limit")
+    if not decoder.eof or decoder.unused_data:
+        raise PacketError("bad_frame")
+    return content
+
+
+# --------------------------------------------------------------------------------------------------- bodies
+
+
+def payload_room(body_size: int) -> int:
+    """Bytes that a zstd frame may have in a v2 body of `body_size` bytes."""
+    return body_size - BODY_OVERHEAD
+
+
+def message_room(body_size: int) -> int:
+    """Bytes that a message may have to fit uncompressed into a v2 body of `body_size` bytes."""
+    return body_size - BODY_OVERHEAD - STORED_OVERHEAD
+
+
+def make_payload_body(frame: bytes, body_size: int) -> bytes:
+    """A v2 body of exactly `body_size` bytes around one zstd frame."""
+    if len(frame) > body_size - BODY_OVERHEAD:
+        raise TooLargeError(len(frame), body_size - BODY_OVERHEAD)
+    head = b"%b\xc5%b%b\xa1c\xc4\x00" % (_BODY_HEAD, len(frame).to_bytes(2, "big"), frame)
+    return _padded(head, body_size)
+
+
+def make_control_body(control: bytes, body_size: int) -> bytes:
+    """A v2 body of exactly `body_size` bytes around control JSON."""
+    head = b"%b\xc4\x00\xa1c\xc5%b%b" % (_BODY_HEAD, len(control).to_bytes(2, "big"), control)
+    return _padded(head, body_size)
+
+
+def make_coalesced_body(messages: Sequence[bytes], body_size: int) -> bytes:
+    """A v2 body of exactly `body_size` bytes around several messages, which must fit (`coalesced_room`)."""
+    return _padded(_BODY_HEAD_COALESCED + msgpack.packb(messages), body_size)
+
+
+def coalesced_room(body_size: int) -> int:
+    """Bytes for messages, each with ``MESSAGE_OVERHEAD``, in a coalesced body of `body_size` bytes."""
+    return body_size - COALESCED_OVERHEAD
+
+
+def make_v1_body(frame: bytes, body_size: int) -> bytes:
+    """A v1 body of exactly `body_size` bytes around one zstd frame."""
+    head = b"\x92\xc5%b%b" % (len(frame).to_bytes(2, "big"), frame)
+    return _padded(head, body_size, key=b"")
+
+
+def _padded(head: bytes, body_size: int, key: bytes = _PADDING_KEY) -> bytes:
+    # The padding's own header has a fixed size whenever there is room for it (msgpack allows the longer
+    # form), so that every length can be hit; zeros are as good as random bytes under encryption.
+    room = body_size - len(head) - len(key)
+    if room < 2:
+        raise TooLargeError(len(head) + len(key) + 2, body_size)
+    if room == 2:
+        return head + key + _EMPTY_BIN
+    return b"%b%b\xc5%b%b" % (head, key, (room - 3).to_bytes(2, "big"), bytes(room - 3))
+
+
+def read_body(body: bytes) -> Body:
+    """Parse a body, v2 or v1, checking every member's type; the version says which it was.
+
+    Raises:
+        PacketError: ``bad_body`` (not msgpack, wrong types, duplicate members), ``other_version``,
+            ``mixed_body`` (more than one of payload, control and messages), ``too_many_messages``.
+    """
+    if body[:6] == _BODY_HEAD and body[6:7] == b"\xc5":
+        # The layout that we write ourselves, read directly: one payload, no control.
+        end = 9 + int.from_bytes(body[7:9], "big")
+        if body[end : end + 7] == b"\xa1c\xc4\x00\xa1g\xc5" and len(body) == end + 9 + int.from_bytes(
+            body[end + 7 : end + 9], "big"
+        ):
+            return Body(2, body[9:end], b"")
+    try:
+        content = msgpack.unpackb(
+            body,
+            raw=False,
+            strict_map_key=True,
+            object_pairs_hook=_map_without_duplicates,
+            max_map_len=32,
+            max_array_len=MAX_MESSAGES_PER_BODY,
+            max_ext_len=0,
+        )
+    except PacketError:
+        raise
+    except (
+        ValueError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+        MemoryError,
+        msgpack.UnpackException,
+    ) as error:
+        raise PacketError("bad_body") from error
+    if isinstance(content, dict):
+        return _read_v2(content)
+    if isinstance(content, list):
+        return _read_v1(content)
+    raise PacketError("bad_body")
+
+
+def _map_without_duplicates(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise PacketError("bad_body")
+    return members
+
+
+def _read_v2(content: dict[Any, Any]) -> Body:
+    version = content.get("v")
+    if type(version) is not int:
+        raise PacketError("bad_body")
+    if version != PROTOCOL_VERSION:
+        raise PacketError("other_version")
+    payload, control = content.get("p", b""), content.get("c", b"")
+    messages, padding = content.get("m", []), content.get("g", b"")
+    if isinstance(control, str):
+        control = control.encode()
+    if not (type(payload) is type(control) is type(padding) is bytes and type(messages) is list):
+        raise PacketError("bad_body")
+    if any(type(message) is not bytes for message in messages):
+        raise PacketError("bad_body")
+    if bool(payload) + bool(control) + bool(messages) > 1:
+        raise PacketError("mixed_body")
+    return Body(PROTOCOL_VERSION, payload, control, messages)
+
+
+def _read_v1(content: list[Any]) -> Body:
+    if len(content) != 2 or type(content[0]) is not bytes or type(content[1]) is not bytes:
+        raise PacketError("bad_body")
+    return Body(1, content[0], b"")
+
+
+# -------------------------------------------------------------------------------------------------- control
+
+
+def write_json(members: dict[str, Any]) -> bytes:
+    """Control JSON, as compact as it gets."""
+    return json.dumps(members, separators=(",", ":")).encode()
+
+
+def read_json(text: bytes) -> dict[str, Any]:
+    """A flat JSON object; nesting, duplicate members and constants outside JSON are refused.
+
+    Raises:
+        PacketError: ``bad_control``.
+    """
+    if len(text) > MAX_CONTROL_SIZE or text.count(b"[") + text.count(b"{") > MAX_CONTROL_BRACKETS:
+        raise PacketError("bad_control")
+    try:
+        members = json.loads(
+            text.decode("utf-8"), object_pairs_hook=_object_without_duplicates, parse_constant=_no_constant
+        )
+    except PacketError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise PacketError("bad_control") from error
+    if not isinstance(members, dict):
+        raise PacketError("bad_control")
+    return members
+
+
+def _object_without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise PacketError("bad_control")
+    return members
+
+
+def _no_constant(name: str) -> None:
+    raise PacketError("bad_control")
+
+
+def member(members: dict[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:
+    """`members[name]` if it is of exactly that type, `None` if it is missing.
+
+    Raises:
+        PacketError: ``bad_control``: another type (a bool is not an int here).
+    """
+    value = members.get(name)
+    if (
+        value is not None
+        and type(value) is not kind
+        and not (isinstance(kind, tuple) and type(value) in kind)
+    ):
+        raise PacketError("bad_control")
+    return value
+
+
+# -------------------------------------------------------------------------------------------- announcements
+
+
+def make_announcement_body(members: dict[str, Any], body_size: int) -> bytes:
+    """A v2 announcement body of exactly `body_size` bytes.
+
+    Raises:
+        TooLargeError: the members do not fit.
+    """
+    return make_control_body(write_json(members), body_size)
+
+
+def make_v1_announcement_body(members: dict[str, Any], body_size: int) -> bytes:
+    """A v1 announcement body of exactly `body_size` bytes."""
+    return make_v1_body(pyzstd.compress(write_json(members)), body_size)
+
+
+def read_announcement(members: dict[str, Any]) -> Announcement:
+    """Check the types of an announcement's members.
+
+    Raises:
+        PacketError: ``bad_announcement``: wrong types, junk Base64, a port outside 1-65535, or neither the
+            base members nor a hello with its proof.
+    """
+    try:
+        announcement = Announcement(
+            enc_key=member(members, "enc_key", str),
+            sign_key=member(members, "sign_key", str),
+            signature=member(members, "signature", str),
+            port=member(members, "port", int),
+            hello=_base64_member(members, "hello"),
+            proof=_base64_member(members, "proof"),
+        )
+    except PacketError as error:
+        raise PacketError("bad_announcement") from error
+    base = (announcement.enc_key, announcement.sign_key, announcement.signature)
+    has_base = None not in base
+    has_hello = announcement.hello is not None and announcement.proof is not None
+    if (not has_base and base != (None, None, None)) or not (has_base or has_hello):
+        raise PacketError("bad_announcement")
+    if (announcement.hello is None) != (announcement.proof is None):
+        raise PacketError("bad_announcement")
+    if announcement.port is not None and not 1 <= announcement.port <= 65535:
+        raise PacketError("bad_announcement")
+    return announcement
+
+
+def _base64_member(members: dict[str, Any], name: str) -> bytes | None:
+    text = member(members, name, str)
+    if text is None:
+        return None
+    try:
+        return crypto.b64_str_to_bytes(text)
+    except crypto.EncodingError as error:
+        raise PacketError("bad_announcement") from error
+
+
+# ------------------------------------------------------------------------------------------------------- v1
+
+
+def make_v1_text(message: bytes) -> bytes:
+    """The envelope in which v1 peers get every message: ``{"data": text}``.
+
+    Raises:
+        UnicodeDecodeError: v1 carries text only.
+    """
+    return json.dumps({"data": message.decode("utf-8")}, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def read_v1_text(text: bytes) -> bytes | dict[str, Any]:
+    """What a v1 text means: a message (bytes), or the members of an announcement (dict).
+
+    v1 has one channel for both: JSON with ``enc_key`` announces, JSON with ``data`` is an envelope,
+    anything else is the user's text.
+    """
+    if text[:1] != b"{":
+        return text
+    try:
+        members = read_json(text)
+    except PacketError:
+        return text
+    if "enc_key" in members:
+        return members
+    if set(members) == {"data"} and isinstance(members["data"], str):
+        return members["data"].encode()
+    return text

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Token buckets by key: the per-peer rate limit, and the budgets for work that strangers cause."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from typing import Callable, Hashable
+
+MAX_TRACKED = 16384
+
+
+class RateLimiter:
+    """At most `max_per_second` requests a second for each key; a second's allowance may come at once.
+
+    Not thread-safe by itself. Keys least recently seen are forgotten beyond 16,384 of them.
+
+    Args:
+        max_per_second: requests per second, above 0.
+        clock: seconds, monotonic.
+
+    Raises:
+        ValueError: max_per_second is not a number above 0.
+    """
+
+    def __init__(self, max_per_second: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        if (
+            isinstance(max_per_second, bool)
+            or not isinstance(max_per_second, (int, float))
+            or not max_per_second > 0
+        ):
+            raise ValueError(f"max_per_second is {max_per_second!r}; it must be a number above 0")
+        self.max_per_second = max_per_second
+        self._burst = max(max_per_second, 1.0)
+        self._clock = clock
+        # key -> [tokens left, when that was]
+        self._buckets: OrderedDict[Hashable, list[float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def allow_request(self, addr: Hashable) -> bool:
+        """Charge one request to `addr`; False if its allowance is spent."""
+        return self.allow(addr, 1, self._clock()) == 1
+
+    def allow(self, key: Hashable, count: int, now: float) -> int:
+        """Charge up to `count` requests to `key` at `now`; returns how many of them are allowed."""
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            tokens = self._burst
+            bucket = self._buckets[key] = [tokens, now]
+            if len(self._buckets) > MAX_TRACKED:
+                self._buckets.popitem(last=False)
+        else:
+            self._buckets.move_to_end(key)
+            tokens = min(self._burst, bucket[0] + (now - bucket[1]) * self.max_per_second)
+        allowed = min(count, int(tokens))
+        bucket[0], bucket[1] = tokens - allowed, now
+        return allowed
+
+    def cleanup_old_entries(self) -> None:
+        """Forget the keys whose allowance is whole again: forgetting them changes nothing."""
+        now = self._clock()
+        whole = [
+            key
+            for key, (tokens, when) in self._buckets.items()
+            if tokens + (now - when) * self.max_per_second >= self._burst
+        ]
+        for key in whole:
+            del self._buckets[key]

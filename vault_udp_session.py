@@ -1,0 +1,443 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state machine of one session: confirmation, liveness, rotation, clocks. No sockets, threads or clocks.
+
+Rotation makes before it breaks: the previous key opens until the next rotation, and data moves to a new pair
+only once the peer has shown that it has it. PROTOCOL.md has the table of states.
+
+Times are seconds of the monotonic clock (`now`), addresses are (ip, port).
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, NamedTuple, Sequence, Tuple
+
+if TYPE_CHECKING or not __package__:
+    import vault_udp_packet as packet
+    import vault_udp_socket_helper as crypto
+    from vault_udp_keys import (
+        FLAG_COALESCE,
+        FLAG_PERSISTENT,
+        Hello,
+        LocalKeys,
+        Pair,
+        SessionKey,
+        proof_is_good,
+        read_hello_untrusted,
+    )
+    from vault_udp_packet import PacketError
+else:
+    from . import vault_udp_packet as packet
+    from . import vault_udp_socket_helper as crypto
+    from .vault_udp_keys import (
+        FLAG_COALESCE,
+        FLAG_PERSISTENT,
+        Hello,
+        LocalKeys,
+        Pair,
+        SessionKey,
+        proof_is_good,
+        read_hello_untrusted,
+    )
+    from .vault_udp_packet import PacketError
+
+Address = Tuple[str, int]
+
+MAX_PAIRS = 4
+MAX_UNOPENED_PAIRS = 2
+CONFIRM_TRIES = 12
+SILENCE_BEFORE_PING = 3.0
+PINGS_BEFORE_LOST = 3
+PING_INTERVAL = 1.0
+ACKNOWLEDGE_AFTER = 2.0
+MAX_PINGS_KEPT = 8
+PING_VALID = 20.0
+VALIDATION_INTERVAL = 0.5
+NEVER = float("inf")
+
+
+def retry_delay(attempt: int) -> float:
+    """Seconds until the next confirm or rekey: 0.25 s, growing by half each time, at most 2 s."""
+    return min(0.25 * 1.5**attempt, 2.0)
+
+
+def announce_delay(attempt: int, rng: random.Random) -> float:
+    """Seconds until the next announcement: 0.1, 0.2, 0.4, 0.5 … for 5 s, then growing by half up to 15 s.
+
+    The first of them follows `attempt` 0. Jitter of a tenth keeps many peers from speaking at once.
+    """
+    quick = 12
+    delay = min(0.1 * 2**attempt, 0.5) if attempt < quick else min(0.5 * 1.5 ** (attempt - quick + 1), 15.0)
+    return delay * (0.9 + 0.2 * rng.random())
+
+
+class Ping(NamedTuple):
+    """A CONFIRM(got=false) of ours that may still be answered."""
+
+    sent_at: float
+    address: Address
+
+
+class Session:
+    """One remote end: its identity, the pairs with it, and the timers that keep it reachable.
+
+    What is to be sent is appended to `outgoing` as (address, datagram). Methods that open datagrams raise
+    PacketError for those that are to be dropped.
+
+    Args:
+        local: our keys.
+        tags: the table that leads from a datagram's tag to its pair; this session keeps its own pairs in it.
+        retired: opened pairs that were closed while our key of theirs lives. They come back as they were, so
+            that closing and making a pair again never forgets which counters were accepted.
+        endpoint: where to send.
+        body_size: bytes of a datagram's body for this peer.
+    """
+
+    def __init__(
+        self,
+        local: LocalKeys,
+        tags: dict[bytes, tuple[Session, Pair]],
+        retired: dict[bytes, Pair],
+        outgoing: list[tuple[Address, bytes]],
+        endpoint: Address,
+        body_size: int,
+    ) -> None:
+        self.local = local
+        self.endpoint = endpoint
+        self.body_size = body_size
+        self.sign = b""
+        self.enc = b""
+        self.epoch = -1
+        self.flags = 0
+        self.peer_nonce = b""
+        self.pairs: list[Pair] = []
+        self.send: Pair | None = None
+        self.lost = False
+        self.last_opened = -NEVER
+        self.clock_offset = 0.0
+        self.round_trip: float | None = None
+        self._offset_error = NEVER
+        self._offset_at = -NEVER
+        self._tags = tags
+        self._retired = retired
+        self._outgoing = outgoing
+        self._pings: dict[bytes, Ping] = {}
+        self._unanswered_since = NEVER
+        self._pings_unanswered = 0
+        self._acknowledge_at = NEVER
+        self._rekey_at = NEVER
+        self._rekeys = 0
+        self._may_validate_at = -NEVER
+        self._may_ping_at = -NEVER
+
+    # ------------------------------------------------------------------------------------- what users see
+
+    @property
+    def up(self) -> bool:
+        """Data can be sent and something has been heard recently enough."""
+        return self.send is not None and not self.lost
+
+    @property
+    def coalesce(self) -> bool:
+        """The peer understands several messages in one body."""
+        return bool(self.flags & self.local.flags & FLAG_COALESCE)
+
+    @property
+    def persistent(self) -> bool:
+        """The peer says that its identity outlives its process."""
+        return bool(self.flags & FLAG_PERSISTENT)
+
+    # ----------------------------------------------------------------------------------- keys and pairs
+
+    def accept_hello(self, hello: Hello, now: float) -> None:
+        """Take a hello whose proof and echo are good and whose identity is allowed here.
+
+        Raises:
+            PacketError: ``bad_announcement``: its session key is not usable.
+        """
+        if hello.sign != self.sign:
+            self.close()
+            self.sign = hello.sign
+        pair = self._pair_with(self.local.current, hello.enc, order=-1, from_hello=True)
+        if hello.enc != self.enc:
+            self._offset_error = NEVER
+        self.enc, self.epoch, self.flags, self.peer_nonce = hello.enc, hello.epoch, hello.flags, hello.nonce
+        if self._offset_error == NEVER:
+            self.clock_offset = hello.time - self.local.session_time(now)
+        if not pair.opened and pair.confirm_at == NEVER:
+            pair.confirms, pair.confirm_at = 0, now + retry_delay(0)
+        self._confirm(pair, pair.opened, now)
+
+    def _pair_with(self, mine: SessionKey, theirs: bytes, order: int, from_hello: bool = False) -> Pair:
+        for pair in self.pairs:
+            if pair.mine is mine and pair.theirs == theirs:
+                return pair
+        try:
+            pair = Pair(self.local, self.sign, mine, theirs)
+        except crypto.CryptoError as error:
+            raise PacketError("bad_announcement") from error
+        pair.order, pair.from_hello = order, from_hello
+        known = self._retired.pop(pair.open_tag, None)
+        if known is not None:
+            # Same keys as before: go on with the counters, and let its peer show again that it is there.
+            pair.window, pair.counter = known.window, known.counter
+        self._make_room()
+        self.pairs.append(pair)
+        self._tags[pair.open_tag] = (self, pair)
+        return pair
+
+    def _make_room(self) -> None:
+        unopened = [pair for pair in self.pairs if not pair.opened]
+        if len(unopened) >= MAX_UNOPENED_PAIRS:
+            self._drop(unopened[0])
+        if len(self.pairs) >= MAX_PAIRS:
+            self._drop(next(pair for pair in self.pairs if pair is not self.send))
+
+    def _drop(self, pair: Pair) -> None:
+        self.pairs.remove(pair)
+        del self._tags[pair.open_tag]
+        if pair is self.send:
+            self.send = None
+        if pair.window.highest >= 0 and pair.mine in (self.local.current, self.local.previous):
+            self._retired[pair.open_tag] = pair
+
+    def close(self) -> None:
+        """Forget every pair and all that was measured; the identity is the caller's to change."""
+        for pair in list(self.pairs):
+            self._drop(pair)
+        self.enc, self.epoch, self.peer_nonce, self.lost = b"", -1, b"", False
+        self._offset_error = NEVER
+        self._pings.clear()
+        self._unanswered_since = self._acknowledge_at = self._rekey_at = NEVER
+        self._pings_unanswered = 0
+
+    def after_rotation(self, now: float) -> None:
+        """Our keys have rotated: drop the pairs of the wiped key, offer the new one to a peer that is up."""
+        for pair in list(self.pairs):
+            if pair.mine not in (self.local.current, self.local.previous):
+                self._drop(pair)
+        if self.send is None:
+            # Nothing that the peer knows of us is alive any more: announce anew, and let it do so too.
+            self.enc, self.peer_nonce = b"", b""
+            self._rekey_at = NEVER
+            return
+        self._pair_with(self.local.current, self.enc, self.local.current.epoch + self.epoch)
+        self._rekeys = 0
+        self._rekey(now)
+
+    def _rekey(self, now: float) -> None:
+        members: dict[str, object] = {"type": "rekey"}
+        members.update(self.local.hello_members(self.endpoint, now, to_sign=self.sign, holds=self.enc))
+        assert self.send is not None
+        self._control(self.send, members, now)
+        self._rekey_at = now + retry_delay(self._rekeys)
+        self._rekeys += 1
+
+    # ---------------------------------------------------------------------------------------- receiving
+
+    def open(self, pair: Pair, datagram: bytes, source: Address, now: float) -> tuple[bytes, bool]:
+        """Open a datagram of `pair`: its body, and whether its timestamp is inside the window.
+
+        Raises:
+            PacketError: ``forged``, ``replayed``.
+        """
+        newest = pair.window.highest
+        timestamp, body = pair.open(datagram)
+        self.last_opened = now
+        self._unanswered_since = NEVER
+        self._pings_unanswered = 0
+        self.lost = False
+        if source != self.endpoint and pair.window.highest > newest and now >= self._may_validate_at:
+            # Rule 7: somebody has moved, or copies what was sent; a ping there tells which.
+            self._may_validate_at = now + VALIDATION_INTERVAL
+            self._confirm(pair, False, now, to=source)
+        if not pair.opened:
+            self._first_opened(pair, now)
+        return body, abs(timestamp - self.local.session_time(now) - self.clock_offset) <= self.local.max_age
+
+    def _first_opened(self, pair: Pair, now: float) -> None:
+        pair.opened, pair.confirm_at = True, NEVER
+        if pair.mine is self.local.current:
+            self._rekey_at = NEVER
+        if self.send is None or pair.from_hello or pair.order > self.send.order:
+            if pair.from_hello:
+                pair.order, pair.from_hello = pair.mine.epoch + self.epoch, False
+            self.send = pair
+        self._confirm(pair, True, now)
+
+    def receive_control(self, pair: Pair, control: bytes, source: Address, fresh: bool, now: float) -> bool:
+        """Act on a control message that opened under `pair`; True for a goodbye.
+
+        A CONFIRM is judged by the nonce it echoes, not by its timestamp: it is what mends a clock that has
+        jumped. Everything else must be fresh.
+
+        Raises:
+            PacketError: ``bad_control``, ``outside_window``, ``bad_announcement``.
+        """
+        members = packet.read_json(control)
+        kind = packet.member(members, "type", str)
+        if kind == "confirm":
+            self._receive_confirm(pair, members, source, now)
+            return False
+        if not fresh:
+            self.outside_window(pair, now)
+        if kind == "rekey":
+            self._receive_rekey(packet.read_announcement(members), now)
+        return bool(kind == "bye")
+
+    def outside_window(self, pair: Pair, now: float) -> None:
+        """An authentic datagram is too old or too new by the clocks: ask for the time, then drop it."""
+        if now >= self._may_ping_at:
+            self._may_ping_at = now + PING_INTERVAL
+            self._confirm(pair, False, now)
+        raise PacketError("outside_window")
+
+    def _receive_confirm(self, pair: Pair, members: dict[str, object], source: Address, now: float) -> None:
+        got = packet.member(members, "got", bool)
+        nonce = _nonce_member(members, "nonce")
+        if got is None:
+            raise PacketError("bad_control")
+        if not got:
+            self._confirm(pair, True, now, echo=nonce)
+            return
+        ping = self._pings.pop(_nonce_member(members, "echo"), None)
+        peer_time = packet.member(members, "time", int)
+        if ping is None or peer_time is None or now - ping.sent_at > PING_VALID:
+            return
+        self._measure(peer_time / 1000, ping.sent_at, now)
+        if ping.address == source and source != self.endpoint:
+            self.endpoint = source
+
+    def _measure(self, peer_time: float, sent_at: float, now: float) -> None:
+        # Cristian's algorithm: the peer read its clock between our two readings, so the offset is known to
+        # within half the round trip. A better or a contradicting sample replaces the one that we have.
+        self.round_trip = now - sent_at
+        error = (now - sent_at) / 2
+        offset = peer_time - self.local.session_time((sent_at + now) / 2)
+        contradicts = abs(offset - self.clock_offset) > error + self._offset_error
+        if error <= self._offset_error or contradicts or now - self._offset_at > 60:
+            self.clock_offset, self._offset_error, self._offset_at = offset, error, now
+
+    def _receive_rekey(self, announcement: packet.Announcement, now: float) -> None:
+        if announcement.hello is None or announcement.proof is None:
+            raise PacketError("bad_announcement")
+        hello = read_hello_untrusted(announcement.hello)
+        if hello.sign != self.sign or hello.to_sign != self.local.sign_public:
+            raise PacketError("bad_announcement")
+        if not proof_is_good(hello, announcement.hello, announcement.proof):
+            raise PacketError("bad_proof")
+        if hello.enc != self.enc:
+            if hello.epoch <= self.epoch:
+                return
+            order = self.local.current.epoch + hello.epoch
+            pair = self._pair_with(self.local.current, hello.enc, order)
+            self.enc, self.epoch, self.flags = hello.enc, hello.epoch, hello.flags
+            if not pair.opened:
+                pair.confirms, pair.confirm_at = 0, now + retry_delay(0)
+        else:
+            pair = self._pair_with(self.local.current, hello.enc, self.local.current.epoch + self.epoch)
+        self._confirm(pair, False, now)
+
+    # ------------------------------------------------------------------------------------------ sending
+
+    def seal(self, bodies: Sequence[bytes], now: float) -> list[bytes]:
+        """Datagrams around bodies of user data, under the send pair, which must exist."""
+        pair = self.send
+        assert pair is not None
+        self._acknowledge_at = NEVER
+        if self._unanswered_since == NEVER:
+            self._unanswered_since = now
+        timestamp = self.local.session_time(now)
+        return [pair.seal(body, timestamp) for body in bodies]
+
+    def note_data(self, now: float) -> None:
+        """User data has arrived: if nothing goes back within 2 s, say so."""
+        if self._acknowledge_at == NEVER:
+            self._acknowledge_at = now + ACKNOWLEDGE_AFTER
+
+    def say_goodbye(self, now: float) -> None:
+        """Tell the peer that this session is over."""
+        if self.send is not None:
+            self._control(self.send, {"type": "bye"}, now)
+
+    def ping(self, now: float) -> None:
+        """Ask the peer to show that it is there, under the send pair."""
+        if self.send is not None:
+            self._confirm(self.send, False, now)
+
+    def confirm_unopened(self, now: float) -> None:
+        """Repeat CONFIRM under the pairs that nothing has opened under yet."""
+        for pair in self.pairs:
+            if not pair.opened:
+                self._confirm(pair, False, now)
+
+    def _confirm(
+        self, pair: Pair, got: bool, now: float, echo: bytes = b"", to: Address | None = None
+    ) -> None:
+        address = to or self.endpoint
+        members: dict[str, object] = {"type": "confirm", "got": got}
+        if echo:
+            members["echo"] = crypto.bytes_to_b64_str(echo)
+        if not got:
+            nonce = crypto.random_bytes(16)
+            while len(self._pings) >= MAX_PINGS_KEPT:
+                del self._pings[next(iter(self._pings))]
+            self._pings[nonce] = Ping(now, address)
+            members["nonce"] = crypto.bytes_to_b64_str(nonce)
+        members["time"] = round(self.local.session_time(now) * 1000)
+        self._control(pair, members, now, address)
+
+    def _control(self, pair: Pair, members: dict[str, object], now: float, to: Address | None = None) -> None:
+        self._acknowledge_at = NEVER
+        body = packet.make_control_body(packet.write_json(members), self.body_size)
+        self._outgoing.append((to or self.endpoint, pair.seal(body, self.local.session_time(now))))
+
+    # ------------------------------------------------------------------------------------------- timers
+
+    def deadline(self) -> float:
+        """When `run_timers` has something to do next."""
+        confirm_at = min((pair.confirm_at for pair in self.pairs), default=NEVER)
+        ping_at = NEVER
+        if self.send is not None and not self.lost:
+            ping_at = self._unanswered_since + SILENCE_BEFORE_PING + PING_INTERVAL * self._pings_unanswered
+        return min(confirm_at, ping_at, self._acknowledge_at, self._rekey_at)
+
+    def run_timers(self, now: float) -> None:
+        """Do what is due: repeat confirms and rekeys, ping a silent peer and give it up, acknowledge."""
+        for pair in list(self.pairs):
+            if pair.confirm_at <= now:
+                pair.confirms += 1
+                if pair.confirms > CONFIRM_TRIES:
+                    self._drop(pair)
+                    continue
+                pair.confirm_at = now + retry_delay(pair.confirms)
+                self._confirm(pair, False, now)
+        if self._rekey_at <= now:
+            if self.send is None:
+                self._rekey_at = NEVER
+            else:
+                self._rekey(now)
+        if self._acknowledge_at <= now:
+            self._acknowledge_at = NEVER
+            if self.send is not None:
+                self._confirm(self.send, True, now)
+        silence = SILENCE_BEFORE_PING + PING_INTERVAL * self._pings_unanswered
+        if self.send is not None and not self.lost and self._unanswered_since + silence <= now:
+            if self._pings_unanswered >= PINGS_BEFORE_LOST:
+                self.lost = True
+                return
+            self._pings_unanswered += 1
+            self.ping(now)
+
+
+def _nonce_member(members: dict[str, object], name: str) -> bytes:
+    text = packet.member(members, name, str)
+    if text is None:
+        return b""
+    try:
+        nonce = crypto.b64_str_to_bytes(text)
+    except crypto.EncodingError as error:
+        raise PacketError("bad_control") from error
+    if len(nonce) != 16:
+        raise PacketError("bad_control")
+    return nonce
