@@ -12,6 +12,7 @@ refused batch is sent again one by one.  See udp(7) of the Linux manual pages.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import select
@@ -72,8 +73,8 @@ class DatagramSocket:
     Raises ``ValueError`` if ``bind_address`` is not an IP literal.
 
     Attributes: ``port``, ``family``; ``receive_buffer`` and ``send_buffer``, the bytes granted by the system
-    (Linux shows twice what was asked, for its own overhead); ``gso`` and ``gro``, whether datagrams go out and
-    come in segmented; ``kernel_drops``, the datagrams lost because the receive buffer was full, where the
+    (Linux shows twice what was asked, for its own overhead); ``gso`` and ``gro``, whether datagrams go out
+    and come in segmented; ``kernel_drops``, the datagrams lost because the receive buffer was full, where the
     system tells; ``errors``, how many datagrams or receives the system refused, by the name of its error.
     """
 
@@ -104,7 +105,7 @@ class DatagramSocket:
         self.kernel_drops = 0
         self.errors: dict[str, int] = {}
 
-        self._lock = threading.Lock()  # for the counters and the three flags; never held in a system call
+        self._lock = threading.Lock()  # counters and flags; never held in a call that may block
         self._receiving = False
         self._closed = False
         self._warned_of_permission = False
@@ -185,6 +186,8 @@ class DatagramSocket:
         data, ancillary, flags, sender = self._socket.recvmsg(MAX_DATAGRAM, _ANCILLARY_SIZE)
         if sender != self._last_sender:
             self._last_sender, self._last_address = sender, normalize(sender)
+        if not ancillary and not flags:
+            return [data], self._last_address
         size = length = len(data)
         for level, kind, value in ancillary:
             if level == _SOL_UDP and kind == _UDP_GRO:
@@ -209,7 +212,7 @@ class DatagramSocket:
         Waits while the system has no room, for about 1 s at most.  What is refused is counted in ``errors``
         under the name of the error; nothing that the network causes is raised.
 
-        Raises ``ValueError`` if the address is not an IP literal.
+        Raises ``ValueError`` if the address is not an IP literal and a port from 1 to 65535.
         """
         try:
             destination = self._destinations.get(address) or self._destination(address)
@@ -275,29 +278,32 @@ class DatagramSocket:
         """
         was_stale = False
         while True:
-            if error is not None:
-                name = _name_of(error)
-                if name in _CAN_WAIT:
-                    seconds = next(waits, None)
-                    if seconds is None:
-                        return name
-                    self._wait_for_room(name, seconds)
-                elif name in _STALE and not was_stale:
-                    was_stale = True
-                else:
-                    return name
             try:
+                if error is not None:
+                    name = _name_of(error)
+                    seconds = next(waits, None) if name in _CAN_WAIT else None
+                    if seconds is not None:
+                        self._wait_for_room(name, seconds)
+                    elif name in _STALE and not was_stale:
+                        was_stale = True
+                    else:
+                        return name
                 send()
                 return None
             except OSError as again:
                 error = again
 
     def _wait_for_room(self, name: str, seconds: float) -> None:
-        if name == "ENOBUFS" or self._closed:
-            # The queue of the interface is full, not the socket's: the socket counts as writable.
+        descriptor = self._socket.fileno()
+        if name == "ENOBUFS" or descriptor < 0:
+            # The queue of the interface is full, not that of the socket, which counts as writable.
             time.sleep(seconds)
+        elif hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(descriptor, select.POLLOUT)
+            poll.poll(seconds * 1000)
         else:
-            select.select([], [self._socket], [], seconds)
+            select.select((), (descriptor,), (), seconds)
 
     def _count(self, name: str, times: int = 1) -> None:
         with self._lock:
@@ -316,6 +322,8 @@ class DatagramSocket:
         ip = resolve_literal(host)
         if ip is None:
             raise ValueError(f"cannot send to {host!r}: it is not an IPv4 or IPv6 address; resolve it first")
+        if not 0 < port <= 65_535:
+            raise ValueError(f"cannot send to port {port} of {ip}: ports are 1 to 65535")
         if self.family == socket.AF_INET:
             if ":" in ip:
                 raise OSError(errno.EAFNOSUPPORT, f"this socket has IPv4 only, {ip} is IPv6")
@@ -335,20 +343,19 @@ class DatagramSocket:
 
     def wake(self) -> None:
         """Make ``receive`` return, now or when it next waits.  Nothing happens on a closed socket."""
-        try:
-            self._wake_sender.send(b"\0")
-        except BlockingIOError:
-            pass  # so many wakes wait already that one more tells nothing
-        except OSError:
+        with self._lock:
             if not self._closed:
-                raise
+                self._wake_locked()
+
+    def _wake_locked(self) -> None:
+        # BlockingIOError: so many wakes wait already that one more tells nothing.
+        with contextlib.suppress(BlockingIOError):
+            self._wake_sender.send(b"\0")
 
     def _forget_wakes(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):
             while len(self._wake_receiver.recv(4096)) == 4096:
                 pass
-        except BlockingIOError:
-            pass
 
     def close(self) -> None:
         """Free the port; a ``receive`` that waits raises :class:`SocketClosed` at once.  May be repeated.
@@ -362,7 +369,7 @@ class DatagramSocket:
             self._closed = True
             receiving = self._receiving
             if receiving:
-                self.wake()
+                self._wake_locked()
         if not receiving:
             self._release()
 
