@@ -53,8 +53,10 @@ _SEGMENTATION_REFUSED = ("EIO", "EINVAL", "ENOPROTOOPT", "EMSGSIZE")
 _NO_IPV6 = ("EAFNOSUPPORT", "EPROTONOSUPPORT", "EADDRNOTAVAIL", "ENOPROTOOPT", "EINVAL")
 # Seconds between attempts to send while the system has no room: about 1 s in all, for one call of `send`.
 _WAITS_FOR_ROOM = (0.001, 0.002, 0.004, 0.008, 0.016) + 48 * (0.02,)
-# Seconds to leave a socket alone that reports errors and nothing else: an interface may be down for long.
-_WAITS_AFTER_ERRORS = (0.0, 0.0, 0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+# A socket that reports so many errors in a row, and nothing else, is left alone for so many seconds each:
+# an interface may be down for long. Short, as errors may also be the answers to what we sent to others.
+_ERRORS_WITHOUT_PAUSE = 16
+_PAUSE_AFTER_ERRORS = 0.05
 _MAX_POLLS_BETWEEN_PROBES = 16
 _MAX_CACHED_DESTINATIONS = 32_768
 
@@ -162,10 +164,8 @@ class DatagramSocket:
                 is_flood = len(batches[0][0]) > 1
                 self._polls_until_probe = 0 if is_flood else self._polls_until_probe - 1
                 return batches
-            if self._errors_in_a_row:
-                self._wait_woken(
-                    _WAITS_AFTER_ERRORS[min(self._errors_in_a_row, len(_WAITS_AFTER_ERRORS)) - 1]
-                )
+            if self._errors_in_a_row > _ERRORS_WITHOUT_PAUSE:
+                self._wait_woken(_PAUSE_AFTER_ERRORS)
 
     def _fetch(self, limit: int) -> list[Batch]:
         """The batches that are there now, at most ``limit``; errors are counted."""
@@ -409,22 +409,29 @@ def resolve_literal(ip: str) -> str | None:
         return socket.inet_ntoa(packed[12:])
     text = socket.inet_ntop(socket.AF_INET6, packed)
     is_link_local = packed[0] == 0xFE and packed[1] & 0xC0 == 0x80
-    if not is_link_local or not scope:
-        return None if has_scope and not scope else text
+    if not has_scope:
+        return text
+    if not scope or not scope.isprintable() or (scope.isdecimal() and int(scope) > 0xFFFFFFFF):
+        return None
+    if not is_link_local:
+        return text
     return f"{text}%{_interface_name(int(scope)) if scope.isdecimal() else scope}"
 
 
 def _interface_name(scope_id: int) -> str:
     try:
         return socket.if_indextoname(scope_id)
-    except (OSError, OverflowError):  # it is gone, or never was: the number is as good a name
+    except OSError:  # it is gone, or never was: the number is as good a name
         return str(scope_id)
 
 
 def _scope_id(scope: str) -> int:
-    if not scope:
-        return 0
-    return int(scope) if scope.isdecimal() else socket.if_nametoindex(scope)
+    if not scope or scope.isdecimal():
+        return int(scope or 0)
+    try:
+        return socket.if_nametoindex(scope)
+    except OSError:  # which has no errno on most versions of Python
+        raise OSError(errno.ENODEV, f"there is no interface {scope!r}") from None
 
 
 def _bind(
@@ -507,8 +514,10 @@ def _end_of_run(lengths: Sequence[int], start: int) -> int:
     size = lengths[start]
     limit = start + min(MAX_SEGMENTS, max(1, MAX_SEGMENTED_BYTES // max(1, size)))
     run = lengths[start:limit]
-    if size == 0 or run.count(size) == len(run):
-        return start + (len(run) if size else 1)
+    if size == 0:
+        return start + 1
+    if run.count(size) == len(run):
+        return start + len(run)
     end = start + next(index for index, length in enumerate(run) if length != size)
     is_short_tail = 0 < lengths[end] < size
     return end + is_short_tail

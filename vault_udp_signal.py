@@ -93,8 +93,7 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
 
     def disconnect(self, slot: Slot) -> None:
         """Stop calling ``slot``; nothing happens if it is not connected."""
-        if callable(slot):
-            self._replace_slots(without=_connection_of(slot))
+        self._replace_slots(without=_connection_of(slot))
 
     def clear(self) -> None:
         """Disconnect every slot."""
