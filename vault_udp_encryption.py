@@ -300,12 +300,13 @@ class VaultAsymmetricEncryption:
             ]
             for addr in expired:
                 del self._peers[addr]
-            self.forget_old_nonces(self._wall())
+            self.forget_old_nonces()
             return len(expired)
 
-    def forget_old_nonces(self, wall: float) -> None:
-        """Drop nonces whose datagrams would be refused by their age; `wall` is Unix time in seconds."""
+    def forget_old_nonces(self) -> None:
+        """Drop the nonces whose datagrams would be refused by their age."""
         with self.lock:
+            wall = self._wall()
             in_use = {keys.enc for keys in self._peers.values()}
             for enc, (_, cache) in list(self._nonces.items()):
                 cache.forget_before(wall - 2 * MAX_MESSAGE_AGE_SECONDS)

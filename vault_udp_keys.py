@@ -38,7 +38,7 @@ PERSON = b"py-vault-udp/2"
 FLAG_PERSISTENT = 1
 FLAG_COALESCE = 2
 _HELLO = struct.Struct(">24sHIQ32s32s32s32s16s16s")
-_NO_KEY = bytes(32)
+NO_KEY = bytes(32)
 _NO_NONCE = bytes(16)
 
 TAG_SIZE = 8
@@ -125,6 +125,13 @@ class LocalKeys:
         self._clock_offset = wall - now
         self._nonce_secret = crypto.random_bytes(32)
 
+    def change_identity(self, sign_seed: bytes) -> None:
+        """Become another identity, with session keys that the old one never announced."""
+        self.sign_seed = sign_seed
+        self.sign_public = crypto.sign_public_of(sign_seed)
+        self.rotate()
+        self.rotate()
+
     def session_time(self, now: float) -> float:
         """Seconds of our session clock."""
         return now + self._clock_offset
@@ -161,8 +168,8 @@ class LocalKeys:
             self.session_time(now),
             self.sign_public,
             self.current.public,
-            to_sign or _NO_KEY,
-            holds or _NO_KEY,
+            to_sign or NO_KEY,
+            holds or NO_KEY,
             self.nonce_for(address, now),
             echo or _NO_NONCE,
         ).pack()

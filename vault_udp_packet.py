@@ -53,6 +53,8 @@ COALESCED_OVERHEAD = len(_BODY_HEAD_COALESCED) + 3 + len(_PADDING_KEY) + 2
 """Bytes of a coalesced body that are neither messages nor padding."""
 MESSAGE_OVERHEAD = 3
 """Bytes that each message of a coalesced body costs at most, beside itself."""
+V1_BODY_OVERHEAD = 6
+"""Bytes of a v1 body that are neither frame nor padding."""
 STORED_OVERHEAD = 10
 """Bytes that a stored zstd frame of up to 65,791 bytes costs at most, beside its content."""
 
@@ -197,13 +199,41 @@ def make_control_body(control: bytes, body_size: int) -> bytes:
 
 
 def make_coalesced_body(messages: Sequence[bytes], body_size: int) -> bytes:
-    """A v2 body of exactly `body_size` bytes around several messages, which must fit (`coalesced_room`)."""
+    """A v2 body of exactly `body_size` bytes around several messages, which must fit."""
     return _padded(_BODY_HEAD_COALESCED + msgpack.packb(messages), body_size)
 
 
-def coalesced_room(body_size: int) -> int:
-    """Bytes for messages, each with ``MESSAGE_OVERHEAD``, in a coalesced body of `body_size` bytes."""
-    return body_size - COALESCED_OVERHEAD
+def make_bodies(messages: Sequence[bytes], body_size: int, coalesce: bool) -> list[bytes]:
+    """v2 bodies of exactly `body_size` bytes that carry `messages` in order.
+
+    With `coalesce`, messages that wait together share a body, at most 256 of them.
+
+    Args:
+        messages: raw (at most `message_room` bytes), or a `CompressedFrame`.
+    """
+    bodies: list[bytes] = []
+    group: list[bytes] = []
+    room = body_size - COALESCED_OVERHEAD if coalesce else 0
+    left = room
+
+    def close_group() -> None:
+        if len(group) == 1:
+            bodies.append(make_payload_body(store_frame(group[0]), body_size))
+        elif group:
+            bodies.append(make_coalesced_body(group, body_size))
+        group.clear()
+
+    for message in messages:
+        left -= len(message) + MESSAGE_OVERHEAD
+        if left < 0 or len(group) >= MAX_MESSAGES_PER_BODY or isinstance(message, CompressedFrame):
+            close_group()
+            left = room - len(message) - MESSAGE_OVERHEAD
+        if isinstance(message, CompressedFrame):
+            bodies.append(make_payload_body(message, body_size))
+        else:
+            group.append(message)
+    close_group()
+    return bodies
 
 
 def make_v1_body(frame: bytes, body_size: int) -> bytes:

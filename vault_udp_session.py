@@ -10,7 +10,7 @@ Times are seconds of the monotonic clock (`now`), addresses are (ip, port).
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, NamedTuple, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Sequence, Tuple
 
 if TYPE_CHECKING or not __package__:
     import vault_udp_packet as packet
@@ -103,6 +103,8 @@ class Session:
         body_size: int,
     ) -> None:
         self.local = local
+        self.owner: Any = None
+        """What the caller knows this session by; not used here."""
         self.endpoint = endpoint
         self.body_size = body_size
         self.sign = b""
@@ -247,10 +249,8 @@ class Session:
         self._unanswered_since = NEVER
         self._pings_unanswered = 0
         self.lost = False
-        if source != self.endpoint and pair.window.highest > newest and now >= self._may_validate_at:
-            # Rule 7: somebody has moved, or copies what was sent; a ping there tells which.
-            self._may_validate_at = now + VALIDATION_INTERVAL
-            self._confirm(pair, False, now, to=source)
+        if source != self.endpoint and pair.window.highest > newest:
+            self.validate(source, now, pair)
         if not pair.opened:
             self._first_opened(pair, now)
         return body, abs(timestamp - self.local.session_time(now) - self.clock_offset) <= self.local.max_age
@@ -264,6 +264,18 @@ class Session:
                 pair.order, pair.from_hello = pair.mine.epoch + self.epoch, False
             self.send = pair
         self._confirm(pair, True, now)
+
+    def validate(self, address: Address, now: float, pair: Pair | None = None) -> None:
+        """Rule 7: the peer has moved there, or somebody copies what it sent. A ping there tells which."""
+        pair = pair or self.send
+        if pair is not None and address != self.endpoint and now >= self._may_validate_at:
+            self._may_validate_at = now + VALIDATION_INTERVAL
+            self._confirm(pair, False, now, to=address)
+
+    def suspect(self, now: float) -> None:
+        """There are signs that the peer is gone: ping it as if it had left data unanswered."""
+        if self._unanswered_since == NEVER:
+            self._unanswered_since = now
 
     def receive_control(self, pair: Pair, control: bytes, source: Address, fresh: bool, now: float) -> bool:
         """Act on a control message that opened under `pair`; True for a goodbye.

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Base mode, towards peers written from the user's page: their announcements, their ports, their versions.
+
+Deployed peers listen on one port and send from another, which they do not tell; they look our key up by the
+address that our datagrams come from; they announce in clear only while they do not hold our key. What follows
+from that is all here; keys, sealing and replay protection are `VaultAsymmetricEncryption`'s.
+
+No sockets, threads or clocks. Times are seconds of the monotonic clock (`now`), addresses (ip, port); a link
+is found under the address where its peer listens.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Tuple
+
+if TYPE_CHECKING or not __package__:
+    import vault_udp_packet as packet
+    from vault_udp_encryption import VaultAsymmetricEncryption
+    from vault_udp_packet import Announcement, PacketError, TooLargeError
+    from vault_udp_rate_limit import RateLimiter
+else:
+    from . import vault_udp_packet as packet
+    from .vault_udp_encryption import VaultAsymmetricEncryption
+    from .vault_udp_packet import Announcement, PacketError, TooLargeError
+    from .vault_udp_rate_limit import RateLimiter
+
+Address = Tuple[str, int]
+NEVER = float("inf")
+
+PIN_AFTER_SILENCE = 45.0
+"""Seconds without anything opened after which another identity may take a base peer's address."""
+REFRESH_INTERVAL = 20.0
+"""Seconds between sealed announcements at most: deployed peers forget a key after 60."""
+READY_AFTER = 0.5
+"""Seconds after our answer when a peer that says nothing back is taken to hold our key."""
+MAX_TRIALS = 32
+TRIALS_PER_SECOND = 64
+
+
+class BaseLink:
+    """One base peer: where it listens, the version it speaks, when it was heard."""
+
+    __slots__ = ("address", "opened_at", "ready_at", "refresh_at", "source", "version")
+
+    def __init__(self, address: Address, version: int, now: float) -> None:
+        self.address = address
+        self.version = version
+        self.source: Address | None = None
+        """The address its datagrams come from, once one has opened."""
+        self.opened_at = now
+        """When something last opened, or when the link was made."""
+        self.ready_at = now + READY_AFTER
+        self.refresh_at = NEVER
+
+    def live(self, now: float) -> bool:
+        """Whether the pin holds: something opened in the last 45 s."""
+        return now - self.opened_at < PIN_AFTER_SILENCE
+
+
+class BaseMode:
+    """All base peers, found by the address where they listen or from which their datagrams come."""
+
+    def __init__(self, encryption: VaultAsymmetricEncryption, body_size: int) -> None:
+        self.encryption = encryption
+        self.body_size = body_size
+        self.links: dict[Address, BaseLink] = {}
+        self._by_source: dict[Address, BaseLink] = {}
+        # By IP: links whose source port is not known yet, in the order they came.
+        self._unlearned: dict[str, dict[Address, BaseLink]] = {}
+        self._trials = RateLimiter(TRIALS_PER_SECOND)
+
+    # ---------------------------------------------------------------------------------------- the links
+
+    def add(self, address: Address, version: int, now: float) -> BaseLink:
+        """Make the link to the peer that listens at `address`; its keys are with `encryption` already."""
+        self.remove(address, keep_keys=True)
+        link = BaseLink(address, version, now)
+        self.links[address] = link
+        self._unlearned.setdefault(address[0], {})[address] = link
+        return link
+
+    def remove(self, address: Address, *, keep_keys: bool = False) -> None:
+        """Forget a link, and its keys unless told otherwise; nothing happens if there is none."""
+        link = self.links.pop(address, None)
+        if link is None:
+            return
+        if link.source is not None:
+            self._by_source.pop(link.source, None)
+        unlearned = self._unlearned.get(address[0], {})
+        unlearned.pop(address, None)
+        if not unlearned:
+            self._unlearned.pop(address[0], None)
+        if not keep_keys:
+            self.encryption.remove_peer_keys(address)
+
+    def may_be_from(self, source: Address) -> bool:
+        """Whether a sealed datagram from `source` could be a base peer's."""
+        return source in self._by_source or source[0] in self._unlearned
+
+    # -------------------------------------------------------------------------------------------- in
+
+    def open(self, datagram: bytes, source: Address, now: float) -> tuple[BaseLink, bytes] | None:
+        """Open a sealed datagram of the base peer at `source`: its link and the body; None: it is nobody's.
+
+        A source port that no link has learned is tried against those of that IP that have learned none; the
+        one under whose key it opens has sent it.
+
+        Raises:
+            PacketError: as `VaultAsymmetricEncryption.open`; it did open, but is not to be accepted.
+        """
+        link = self._by_source.get(source)
+        if link is not None:
+            return link, self._open(link, datagram, now)
+        candidates = list(self._unlearned.get(source[0], {}).values())
+        if source in self.links:
+            candidates.sort(key=lambda candidate: candidate.address != source)
+        for candidate in candidates[:MAX_TRIALS]:
+            if not self._trials.allow(source[0], 1, now):
+                raise PacketError("trial_budget")
+            try:
+                body = self._open(candidate, datagram, now)
+            except PacketError as error:
+                if error.reason in ("forged", "no_key"):
+                    continue
+                raise
+            self._learn(candidate, source)
+            return candidate, body
+        return None
+
+    def _open(self, link: BaseLink, datagram: bytes, now: float) -> bytes:
+        body = self.encryption.open(datagram, link.address)
+        link.opened_at = now
+        link.ready_at = min(link.ready_at, now)
+        return body
+
+    def _learn(self, link: BaseLink, source: Address) -> None:
+        link.source = source
+        self._by_source[source] = link
+        unlearned = self._unlearned[source[0]]
+        del unlearned[link.address]
+        if not unlearned:
+            del self._unlearned[source[0]]
+
+    def read(self, link: BaseLink, body_bytes: bytes) -> bytes | Announcement | None:
+        """What an opened body says: a message, an announcement, or None for control that is not ours to know.
+
+        Raises:
+            PacketError: not a body, or of a version below the one that this peer has shown.
+        """
+        body = packet.read_body(body_bytes)
+        if body.version < link.version:
+            raise PacketError("downgrade_refused")
+        if body.version == 1:
+            text = packet.read_v1_text(packet.read_frame(body.payload))
+            return text if isinstance(text, bytes) else packet.read_announcement(text)
+        link.version = body.version
+        if body.messages:
+            raise PacketError("mixed_body")
+        if not body.control:
+            return packet.read_frame(body.payload)
+        members = packet.read_json(body.control)
+        return packet.read_announcement(members) if "enc_key" in members else None
+
+    # ------------------------------------------------------------------------------------------- out
+
+    def clear_announcement(self, version: int, port: int, size: int) -> bytes | None:
+        """Our base announcement in clear, of exactly `size` bytes; None if it does not fit."""
+        members = self.encryption.base_members(port)
+        make = packet.make_v1_announcement_body if version == 1 else packet.make_announcement_body
+        try:
+            return make(members, size)
+        except TooLargeError:
+            return None
+
+    def sealed_announcement(self, link: BaseLink, port: int, now: float) -> bytes:
+        """Our announcement under the Box, which keeps a peer that holds our key from forgetting it."""
+        link.refresh_at = now + min(self.encryption.lifetime / 2, REFRESH_INTERVAL)
+        body = self.clear_announcement(link.version, port, self.body_size)
+        assert body is not None
+        return self.encryption.encrypt(body, link.address)
+
+    def seal_message(self, link: BaseLink, message: bytes) -> bytes:
+        """The sealed datagram that carries one message (raw bytes, or a `CompressedFrame`) in its version.
+
+        Raises:
+            PacketError: ``text_only_peer`` (v1 carries no binary data), ``too_large_for_peer``.
+        """
+        try:
+            body = self._v1_body(message) if link.version == 1 else self._v2_body(message)
+        except TooLargeError as error:
+            raise PacketError("too_large_for_peer") from error
+        return self.encryption.encrypt(body, link.address)
+
+    def _v2_body(self, message: bytes) -> bytes:
+        frame = message if isinstance(message, packet.CompressedFrame) else packet.store_frame(message)
+        return packet.make_payload_body(frame, self.body_size)
+
+    def _v1_body(self, message: bytes) -> bytes:
+        if isinstance(message, packet.CompressedFrame):
+            message = packet.read_frame(message)
+        try:
+            text = packet.make_v1_text(message)
+        except UnicodeDecodeError as error:
+            raise PacketError("text_only_peer") from error
+        room = self.body_size - packet.V1_BODY_OVERHEAD
+        fits = len(text) + packet.STORED_OVERHEAD <= room
+        frame = packet.store_frame(text) if fits else packet.compress_frame(text, room)
+        return packet.make_v1_body(frame, self.body_size)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The peer table: who is known under which names and identities, and how many strangers may be.
+
+Added peers (the user named them) are never evicted. Strangers (they came by themselves) are pending until a
+datagram of theirs has opened, and confirmed afterwards; both tables are bounded, least recently heard out
+first.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, Callable, Tuple
+
+if TYPE_CHECKING or not __package__:
+    from vault_udp_session import NEVER, Session
+else:
+    from .vault_udp_session import NEVER, Session
+
+Address = Tuple[str, int]
+
+MAX_PENDING_STRANGERS = 1024
+MAX_CONFIRMED_STRANGERS = 16384
+
+
+class Peer:
+    """One entry of the table.
+
+    `names` are the addresses that the user knows it by, none once it has left the table; `name`, the first of
+    them, is the one that callbacks and statistics show.
+    """
+
+    __slots__ = (
+        "added",
+        "announce_at",
+        "announced_since",
+        "announcements",
+        "base_ready",
+        "identity",
+        "lane",
+        "laned",
+        "name",
+        "names",
+        "probe_pings",
+        "probe_started",
+        "probe_until",
+        "queue",
+        "rejected",
+        "scheduled",
+        "session",
+        "supplied",
+    )
+
+    def __init__(self, name: Address, session: Session) -> None:
+        self.name = name
+        self.names = [name]
+        self.session = session
+        self.added = False
+        self.supplied: bytes | None = None
+        """The identity that the user gave with the address."""
+        self.identity = b""
+        """The identity that this address is pinned to, empty if none."""
+        self.queue: deque[tuple[float, bytes]] = deque()
+        """(when it was queued, message): what waits for keys."""
+        self.lane: deque[bytes] = deque()
+        """Messages handed to the send thread, for which there are keys."""
+        self.laned = False
+        """Whether the send thread knows that there is something in `lane` or `queue`."""
+        self.base_ready = False
+        self.announce_at = NEVER
+        self.announced_since = -NEVER
+        self.announcements = 0
+        self.probe_started = -NEVER
+        self.probe_until = NEVER
+        self.probe_pings = 0
+        self.rejected = b""
+        """The identity last refused here, so that it is told once per episode."""
+        self.scheduled = NEVER
+        """The deadline under which the entry stands in the timer queue."""
+
+
+class PeerTable:
+    """Peers by name and by identity.
+
+    Args:
+        on_forget: called with a peer that leaves the table, while its names still lead to it.
+    """
+
+    def __init__(self, on_forget: Callable[[Peer], None]) -> None:
+        self.by_name: dict[Address, Peer] = {}
+        self.evicted = 0
+        self._on_forget = on_forget
+        self._by_identity: dict[bytes, list[Peer]] = {}
+        self._pending: OrderedDict[Address, None] = OrderedDict()
+        self._confirmed: OrderedDict[Address, None] = OrderedDict()
+
+    def all(self) -> list[Peer]:
+        """Every peer once, in the order in which they came."""
+        return list(dict.fromkeys(self.by_name.values()))
+
+    def added_names(self) -> list[Address]:
+        """The names that the user added, in that order."""
+        return [name for name, peer in self.by_name.items() if peer.added]
+
+    @property
+    def strangers(self) -> int:
+        """How many peers are there that nobody added."""
+        return len(self._pending) + len(self._confirmed)
+
+    def insert(self, peer: Peer) -> Peer:
+        """Put a new peer into the table, as a pending stranger."""
+        self.by_name[peer.name] = peer
+        self.heard(peer)
+        return peer
+
+    def mark_added(self, peer: Peer) -> None:
+        """The user has named this peer: it is no stranger any more."""
+        peer.added = True
+        self._pending.pop(peer.name, None)
+        self._confirmed.pop(peer.name, None)
+
+    def heard(self, peer: Peer, *, confirmed: bool = False) -> None:
+        """A stranger was heard, `confirmed` by a datagram that opened: it is the last to be evicted now."""
+        name = peer.name
+        if peer.added or not peer.names:
+            return
+        if confirmed or name in self._confirmed:
+            table, limit = self._confirmed, MAX_CONFIRMED_STRANGERS
+            self._pending.pop(name, None)
+        else:
+            table, limit = self._pending, MAX_PENDING_STRANGERS
+        table[name] = None
+        table.move_to_end(name)
+        if len(table) > limit:
+            self.evicted += 1
+            self.forget(self.by_name[next(iter(table))])
+
+    def forget(self, peer: Peer) -> None:
+        """Take a peer out of the table under all its names."""
+        self._on_forget(peer)
+        self.set_identity(peer, b"")
+        for name in peer.names:
+            del self.by_name[name]
+            self._pending.pop(name, None)
+            self._confirmed.pop(name, None)
+        peer.names = []
+
+    def remove_name(self, peer: Peer, name: Address) -> None:
+        """Take away one of several names."""
+        peer.names.remove(name)
+        peer.name = peer.names[0]
+        del self.by_name[name]
+
+    def merge(self, named: Peer, known: Peer) -> None:
+        """Two entries are one process: `known` stays and takes names and queue of `named`, an added peer.
+
+        The user's own names come before one that a stranger's entry had.
+        """
+        waiting, names = list(named.queue), list(named.names)
+        named.queue.clear()
+        self.forget(named)
+        was_added = known.added
+        self.mark_added(known)
+        known.names = known.names + names if was_added else names + known.names
+        known.name = known.names[0]
+        known.supplied = known.supplied or named.supplied
+        known.queue.extend(waiting)
+        for name in names:
+            self.by_name[name] = known
+
+    def with_identity(self, sign: bytes) -> tuple[Peer, ...]:
+        """The peers that are pinned to this identity."""
+        return tuple(self._by_identity.get(sign, ()))
+
+    def set_identity(self, peer: Peer, sign: bytes) -> None:
+        """Pin a peer to an identity, or to none."""
+        if peer.identity:
+            holders = self._by_identity[peer.identity]
+            holders.remove(peer)
+            if not holders:
+                del self._by_identity[peer.identity]
+        peer.identity = sign
+        if sign:
+            self._by_identity.setdefault(sign, []).append(peer)

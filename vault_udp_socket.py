@@ -1,0 +1,714 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Encrypted datagrams between programs: import `UDPSocketClass`, add a peer, connect a callback, send.
+
+How a message travels:
+
+    send_data -> [queue until there are keys] -> sealed -> socket ~~~ socket -> opened -> rate limit -> callback
+
+`UDPSocketClass` owns the socket, two threads and the lock; every decision about a datagram is made by `Node`,
+which knows neither. The receive thread blocks in the kernel and runs the callbacks. The send thread sends what
+waits, in batches, and wakes for the protocol's next deadline. The lock guards the node; it is never held while
+a callback runs, a system call blocks or a thread is joined.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple, Sequence, Tuple, Union
+
+from PySignal import Signal
+
+if TYPE_CHECKING or not __package__:
+    import vault_ip
+    import vault_udp_packet as packet
+    import vault_udp_socket_helper as crypto
+    from vault_udp_datagram import DatagramSocket, SocketClosed, resolve_literal
+    from vault_udp_encryption import InvalidLifetimeError, VaultAsymmetricEncryption
+    from vault_udp_node import Event, Node
+    from vault_udp_peer import Peer
+    from vault_udp_rate_limit import RateLimiter
+    from vault_udp_signal import SafeSignal
+else:
+    from . import vault_ip
+    from . import vault_udp_packet as packet
+    from . import vault_udp_socket_helper as crypto
+    from .vault_udp_datagram import DatagramSocket, SocketClosed, resolve_literal
+    from .vault_udp_encryption import InvalidLifetimeError, VaultAsymmetricEncryption
+    from .vault_udp_node import Event, Node
+    from .vault_udp_peer import Peer
+    from .vault_udp_rate_limit import RateLimiter
+    from .vault_udp_signal import SafeSignal
+
+__all__ = [
+    "DEFAULT_KEY_LIFETIME",
+    "DEFAULT_RATE_LIMIT",
+    "DEFAULT_RECV_PORT",
+    "IP_HEADER_SIZE",
+    "MSGPACK_OVERHEAD",
+    "NACL_BOX_OVERHEAD",
+    "PROTOCOL_VERSION",
+    "REPLAY_PROTECTION_OVERHEAD",
+    "UDP_HEADER_SIZE",
+    "BindError",
+    "InvalidArgumentError",
+    "InvalidPortError",
+    "MessageTooLargeError",
+    "ProtocolVersionError",
+    "RateLimitExceededError",
+    "RateLimiter",
+    "StoppedError",
+    "UDPSocketClass",
+    "UDPSocketError",
+]
+
+logger = logging.getLogger(__name__)
+
+Address = Tuple[str, int]
+Data = Union[str, bytes]
+
+PROTOCOL_VERSION = packet.PROTOCOL_VERSION
+DEFAULT_RECV_PORT = 11000
+DEFAULT_RATE_LIMIT = 100
+"""Messages per second accepted from one peer."""
+DEFAULT_KEY_LIFETIME = 60
+"""Seconds."""
+
+IP_HEADER_SIZE = 20
+UDP_HEADER_SIZE = 8
+NACL_BOX_OVERHEAD = 40
+MSGPACK_OVERHEAD = 15
+REPLAY_PROTECTION_OVERHEAD = 24
+
+SEND_QUEUE_SIZE = 4096
+"""Messages that may wait for the send thread; `send_data` waits when there are more."""
+MESSAGES_PER_ROUND = 512
+"""Messages of one peer that the send thread seals in one go."""
+NOT_TEXT_WARNING_INTERVAL = 60.0
+
+
+class UDPSocketError(Exception):
+    """Base class of the errors of `UDPSocketClass`."""
+
+
+class MessageTooLargeError(UDPSocketError):
+    """A message does not fit into one datagram, however hard it is compressed."""
+
+
+class InvalidPortError(UDPSocketError, ValueError):
+    """A port is not a number from 1 to 65535 (0, for `recv_port`, lets the system choose)."""
+
+
+class InvalidArgumentError(UDPSocketError, ValueError):
+    """An address, a key, a lifetime or a rate limit is not one."""
+
+
+class BindError(UDPSocketError, OSError):
+    """The port cannot be listened on: in use, or not permitted."""
+
+
+class StoppedError(UDPSocketError):
+    """The socket was stopped; make a new one."""
+
+
+class RateLimitExceededError(UDPSocketError):
+    """Kept for programs that name it. Nothing raises it: what a peer sends too much is dropped and counted."""
+
+
+class ProtocolVersionError(UDPSocketError):
+    """Kept for programs that name it. Nothing raises it: datagrams of other versions are dropped and counted."""
+
+
+class _Effects(NamedTuple):
+    """What the node has decided, to be carried out without the lock."""
+
+    outgoing: list[tuple[Address, bytes]]
+    deliveries: list[tuple[Address, Sequence[bytes]]]
+    events: list[Event]
+
+
+_open_sockets: weakref.WeakSet[UDPSocketClass] = weakref.WeakSet()
+
+
+def _abandon_in_forked_child() -> None:
+    for sock in list(_open_sockets):
+        sock._abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_in_forked_child)
+
+
+class UDPSocketClass:
+    """Exchanges encrypted messages with peers over one UDP socket; thread-safe.
+
+    Callbacks run in the receive thread, never under a lock; they may call any method. The address that they
+    get is the one to reply to.
+
+    Args:
+        recv_port: port to listen on and to send from, 1-65535; 0 lets the system choose.
+        rate_limit: messages per second accepted from one peer, a second's allowance in one burst; None for
+            no limit.
+        lifetime: seconds after which session keys are replaced, at least 5.
+        legacy_peers: whether to speak base mode with peers that have no sessions; False refuses them.
+
+    Attributes:
+        udp_recv_data: signal (data: str, addr), for messages that are UTF-8 text.
+        udp_recv_bytes: signal (data: bytes, addr), for every message.
+        udp_send_data: signal (data) or (data, addr), connected to `send_data`.
+        udp_peer_ready: signal (addr): what is sent to this peer leaves at once from now on.
+        udp_peer_lost: signal (addr, reason: str).
+        udp_peer_rejected: signal (addr, key: str): another identity than the one known asked for this address.
+
+    Raises:
+        InvalidPortError, InvalidArgumentError: an argument is not one.
+        BindError: the port is in use or not permitted.
+    """
+
+    def __init__(
+        self,
+        recv_port: int = DEFAULT_RECV_PORT,
+        rate_limit: float | None = DEFAULT_RATE_LIMIT,
+        *,
+        lifetime: float = DEFAULT_KEY_LIFETIME,
+        legacy_peers: bool = True,
+    ) -> None:
+        _check_port(recv_port, lowest=0)
+        self.mtu = vault_ip.get_min_mtu() - (
+            IP_HEADER_SIZE
+            + UDP_HEADER_SIZE
+            + NACL_BOX_OVERHEAD
+            + MSGPACK_OVERHEAD
+            + REPLAY_PROTECTION_OVERHEAD
+        )
+        self._callback_errors = 0
+        self.udp_recv_data = SafeSignal()
+        self.udp_recv_bytes = SafeSignal()
+        self.udp_peer_ready = SafeSignal()
+        self.udp_peer_lost = SafeSignal()
+        self.udp_peer_rejected = SafeSignal()
+        self.udp_send_data = Signal()
+        self.udp_send_data.connect(self.send_data)
+        try:
+            self._encryption = VaultAsymmetricEncryption(lifetime)
+            if rate_limit is not None:
+                RateLimiter(rate_limit)  # says what is wrong with it
+        except ValueError as error:
+            raise InvalidArgumentError(str(error)) from error
+        self._datagrams = _bind(recv_port)
+        self._lock = self._encryption.lock
+        self._node = Node(
+            self._encryption,
+            port=self._datagrams.port,
+            body_size=self.mtu,
+            rate_limit=rate_limit,
+            legacy_peers=legacy_peers,
+            now=time.monotonic(),
+            wall=time.time(),
+        )
+        self._encryption.on_identity_changed = self._identity_changed_locked
+        self._encryption.on_peer_keys_supplied = self._keys_supplied_locked
+        self._work = threading.Condition(self._lock)
+        """Notified when the send thread has something to do."""
+        self._room = threading.Condition(self._lock)
+        """Notified when the send thread has taken messages out of the lanes."""
+        self._ready = threading.Condition(self._lock)
+        """Notified when a peer has become ready."""
+        self._laned: deque[Peer] = deque()
+        self._waiting = 0
+        self._sending = False
+        self._sleeps_until = 0.0
+        self._stopped = False
+        self._for_callbacks: deque[Event] = deque()
+        self._warned_not_text_at = float("-inf")
+        self._receiver = threading.Thread(target=self._receive_loop, name="vault-udp-receive", daemon=True)
+        self._sender = threading.Thread(target=self._send_loop, name="vault-udp-send", daemon=True)
+        self._receiver.start()
+        self._sender.start()
+        _open_sockets.add(self)
+
+    # -------------------------------------------------------------------------------------------- peers
+
+    def add_peer(self, addr: tuple[str, int] | tuple[str, int, str]) -> None:
+        """Add a peer and begin the key exchange with it.
+
+        Args:
+            addr: (ip, port), or (ip, port, key) to accept only the identity `key`: the peer's
+                `own_public_key`, learned by a way that you trust.
+
+        Raises:
+            InvalidArgumentError: not such a tuple, not an IP address, not a key; or our own key.
+            InvalidPortError: the port is not one.
+            StoppedError: after `stop`.
+        """
+        if not isinstance(addr, tuple) or len(addr) not in (2, 3):
+            raise InvalidArgumentError(f"address is {addr!r}; it must be (ip, port) or (ip, port, key)")
+        address = _check_address(addr[:2])
+        supplied = _check_identity(addr[2]) if len(addr) == 3 else None
+        if addr[2:] == (self.own_public_key,):
+            raise InvalidArgumentError("the key given for the peer is our own")
+        with self._lock:
+            self._check_running()
+            self._node.add_peer(address, time.monotonic(), supplied)
+            self._wake_sender_locked()
+
+    def remove_peer(self, addr: Address) -> None:
+        """Say goodbye to a peer and forget it and its keys; nothing happens if it is not known."""
+        address = _check_address(addr)
+        with self._lock:
+            self._check_running()
+            self._node.remove_peer(address, time.monotonic())
+            self._wake_sender_locked()
+
+    def get_peers(self) -> list[Address]:
+        """The addresses of the added peers, in the order in which they were added."""
+        with self._lock:
+            return self._node.table.added_names()
+
+    def get_peers_by_ip(self, ip: str) -> list[Address]:
+        """The addresses of the added peers with this IP."""
+        ip = resolve_literal(ip) or ip
+        return [addr for addr in self.get_peers() if addr[0] == ip]
+
+    def has_peer(self, addr: Address) -> bool:
+        """Whether this address was added."""
+        address = _check_address(addr)
+        with self._lock:
+            peer = self._node.table.by_name.get(address)
+            return peer is not None and peer.added
+
+    def get_peer_key(self, addr: Address) -> str | None:
+        """The identity (Base64) that the peer at `addr` has proved; None as long as it has not."""
+        address = _check_address(addr)
+        with self._lock:
+            peer = self._node.table.by_name.get(address)
+            return crypto.bytes_to_b64_str(peer.identity) if peer is not None and peer.identity else None
+
+    def get_all_peer_keys(self) -> dict[Address, str]:
+        """The proven identities (Base64) by address, of strangers too."""
+        with self._lock:
+            by_name = self._node.table.by_name.items()
+            return {name: crypto.bytes_to_b64_str(peer.identity) for name, peer in by_name if peer.identity}
+
+    @property
+    def own_public_key(self) -> str:
+        """Our identity, the public signing key, Base64: what others give to `add_peer` as `key`."""
+        return self._encryption.sign_public_key
+
+    def wait_ready(self, addr: Address, timeout: float) -> bool:
+        """Wait until messages to `addr` leave at once; False if `timeout` seconds were not enough.
+
+        Raises:
+            StoppedError: after `stop`, also if that happens meanwhile.
+        """
+        address = _check_address(addr)
+        with self._lock:
+            self._check_running()
+            return self._ready.wait_for(lambda: self._is_ready_locked(address), timeout)
+
+    def _is_ready_locked(self, address: Address) -> bool:
+        self._check_running()
+        peer = self._node.table.by_name.get(address)
+        return peer is not None and self._node.is_ready(peer, time.monotonic())
+
+    # ------------------------------------------------------------------------------------------- sending
+
+    def send_data(self, data: Data, addr: Address | None = None) -> None:
+        """Send a message to one peer, or to every added one.
+
+        Without keys it waits for them: at most 256 messages a peer, at most ``MAX_MESSAGE_AGE_SECONDS``.
+        Waits for room when 4,096 messages are on their way out already.
+
+        Args:
+            data: text (sent as UTF-8) or bytes.
+            addr: (ip, port); need not be added, a reply to a callback's address always works.
+
+        Raises:
+            TypeError: data is neither str nor bytes.
+            MessageTooLargeError: it does not fit into a datagram, compressed as hard as can be.
+            InvalidArgumentError, InvalidPortError: addr is not an address.
+            StoppedError: after `stop`.
+        """
+        if isinstance(data, str):
+            data = data.encode()
+        elif not isinstance(data, bytes):
+            raise TypeError(f"data must be str or bytes, not {type(data).__name__}")
+        address = _check_address(addr) if addr is not None else None
+        message = self._fit(data, address)
+        direct: list[tuple[Address, list[bytes]]] = []
+        with self._lock:
+            self._check_running()
+            self._room.wait_for(lambda: self._waiting < SEND_QUEUE_SIZE or self._stopped)
+            self._check_running()
+            now = time.monotonic()
+            for peer in self._targets_locked(address, now):
+                self._submit_locked(peer, message, now, direct)
+            datagrams = self._datagrams
+        for endpoint, sealed in direct:
+            datagrams.send(sealed, endpoint)
+
+    def _fit(self, data: bytes, address: Address | None) -> bytes:
+        """`data` if it fits raw, else compressed."""
+        over_ipv6 = any(":" in ip for ip, _ in self.get_peers()) if address is None else ":" in address[0]
+        body_size = self.mtu - (20 if over_ipv6 else 0)
+        if len(data) <= packet.message_room(body_size):
+            return data
+        try:
+            return packet.compress_frame(data, packet.payload_room(body_size))
+        except packet.TooLargeError as error:
+            raise MessageTooLargeError(
+                f"the message of {len(data)} bytes has {error.size} at best when compressed; "
+                f"the limit is {error.limit}; split it or make it smaller"
+            ) from error
+
+    def _targets_locked(self, address: Address | None, now: float) -> list[Peer]:
+        if address is None:
+            return [peer for peer in self._node.table.all() if peer.added]
+        return [self._node.contact(address, now)]
+
+    def _submit_locked(
+        self, peer: Peer, message: bytes, now: float, direct: list[tuple[Address, list[bytes]]]
+    ) -> None:
+        if not self._node.is_ready(peer, now):
+            self._node.queue(peer, message, now)
+            self._wake_sender_locked()
+        elif self._sending or self._waiting or peer.queue:
+            peer.lane.append(message)
+            self._waiting += 1
+            self._lane_locked(peer)
+        else:
+            # Nothing waits: the message leaves in the caller's thread.
+            direct.append(self._node.seal_messages(peer, [message], now))
+
+    def _lane_locked(self, peer: Peer) -> None:
+        if not peer.laned:
+            peer.laned = True
+            self._laned.append(peer)
+            self._work.notify()
+
+    def _wake_sender_locked(self) -> None:
+        """Let the send thread see to what the node has left, or to a deadline earlier than it knows."""
+        node = self._node
+        if node.outgoing or node.events or node.flushable or node.deadline() < self._sleeps_until:
+            self._work.notify()
+
+    def _send_loop(self) -> None:
+        while True:
+            with self._lock:
+                self._sending = False
+                self._await_work_locked()
+                now = time.monotonic()
+                self._node.run_timers(now)
+                stopped = self._stopped
+                if stopped:
+                    self._say_goodbye_locked(now)
+                batches = self._take_batches_locked(now)
+                effects = self._take_effects_locked()
+                self._sending = True
+                self._room.notify_all()
+                datagrams = self._datagrams
+            for endpoint, sealed in batches:
+                datagrams.send(sealed, endpoint)
+            self._carry_out(effects, datagrams)
+            if stopped and not batches:
+                return
+
+    def _await_work_locked(self) -> None:
+        node = self._node
+        while not (self._stopped or self._laned or node.outgoing or node.events or node.flushable):
+            self._sleeps_until = node.deadline()
+            timeout = self._sleeps_until - time.monotonic()
+            if timeout <= 0:
+                break
+            self._work.wait(min(timeout, threading.TIMEOUT_MAX))
+        self._sleeps_until = 0.0
+
+    def _take_batches_locked(self, now: float) -> list[tuple[Address, list[bytes]]]:
+        """Seal what waits for peers that are ready, what waited for keys first; put off what cannot go now."""
+        batches = []
+        for peer in self._node.take_flushable():
+            self._lane_locked(peer)
+        for _ in range(len(self._laned)):
+            peer = self._laned.popleft()
+            peer.laned = False
+            lane, ready = peer.lane, self._node.is_ready(peer, now)
+            messages = self._node.take_queue(peer) if ready else []
+            while lane and len(messages) < MESSAGES_PER_ROUND:
+                messages.append(lane.popleft())
+                self._waiting -= 1
+            if lane:
+                self._lane_locked(peer)
+            if ready and messages:
+                batches.append(self._node.seal_messages(peer, messages, now))
+            elif messages:
+                for message in messages:
+                    self._node.queue(peer, message, now)
+        return batches
+
+    def _say_goodbye_locked(self, now: float) -> None:
+        if not self._laned:
+            for peer in self._node.table.all():
+                peer.session.say_goodbye(now)
+                peer.session.close()
+
+    # ----------------------------------------------------------------------------------------- receiving
+
+    def _receive_loop(self) -> None:
+        while not self._stopped:
+            datagrams = self._datagrams
+            try:
+                batches = datagrams.receive()
+            except SocketClosed:
+                continue  # stopped, or another port took its place
+            now = time.monotonic()
+            with self._lock:
+                for received, source in batches:
+                    self._node.receive(received, source, now)
+                effects = self._take_effects_locked()
+                self._wake_sender_locked()
+            self._carry_out(effects, datagrams)
+
+    def _take_effects_locked(self) -> _Effects:
+        node = self._node
+        effects = _Effects(node.outgoing[:], node.deliveries[:], node.events[:])
+        node.outgoing.clear()
+        node.deliveries.clear()
+        node.events.clear()
+        if any(event.kind == "ready" for event in effects.events):
+            self._ready.notify_all()
+        return effects
+
+    def _carry_out(self, effects: _Effects, datagrams: DatagramSocket) -> None:
+        for endpoint, datagram in effects.outgoing:
+            datagrams.send((datagram,), endpoint)
+        self._for_callbacks.extend(effects.events)
+        if threading.current_thread() is not self._receiver:
+            if effects.events:
+                datagrams.wake()
+            return
+        while self._for_callbacks and not self._stopped:
+            self._tell(self._for_callbacks.popleft())
+        for address, messages in effects.deliveries:
+            self._deliver(address, messages)
+
+    def _tell(self, event: Event) -> None:
+        if event.kind == "ready":
+            self.udp_peer_ready.emit(event.address)
+        elif event.kind == "lost":
+            self.udp_peer_lost.emit(event.address, event.detail)
+        else:
+            self.udp_peer_rejected.emit(event.address, event.detail)
+
+    def _deliver(self, address: Address, messages: Sequence[bytes]) -> None:
+        emit_bytes = self.udp_recv_bytes.emit
+        for message in messages:
+            if self._stopped:
+                return
+            emit_bytes(message, address)
+            if self.udp_recv_data.connected:
+                try:
+                    text = message.decode()
+                except UnicodeDecodeError:
+                    self._note_not_text(address)
+                    continue
+                self.udp_recv_data.emit(text, address)
+
+    def _note_not_text(self, address: Address) -> None:
+        if self.udp_recv_bytes.connected:
+            return
+        with self._lock:
+            self._node.counters["not_text_and_no_bytes_slot"] += 1
+        now = time.monotonic()
+        if now - self._warned_not_text_at >= NOT_TEXT_WARNING_INTERVAL:
+            self._warned_not_text_at = now
+            logger.warning("%s sends data that is not UTF-8; connect udp_recv_bytes to receive it", address)
+
+    # ------------------------------------------------------------------------------------- configuration
+
+    @property
+    def recv_port(self) -> int:
+        """The port that we listen on and send from."""
+        return self._datagrams.port
+
+    def update_recv_port(self, recv_port: int) -> None:
+        """Listen on another port; on failure nothing changes.
+
+        Peers in a session follow at once. Base peers are told, but their programs may go on sending to the
+        old port.
+
+        Raises:
+            InvalidPortError: not a port.
+            BindError: it is in use or not permitted.
+            StoppedError: after `stop`.
+        """
+        _check_port(recv_port, lowest=0)
+        with self._lock:
+            self._check_running()
+            if recv_port == self.recv_port:
+                return
+        new = _bind(recv_port)
+        with self._lock:
+            if self._stopped:
+                new.close()
+                self._check_running()
+            old, self._datagrams = self._datagrams, new
+            self._node.port = new.port
+            self._node.moved(time.monotonic())
+            self._wake_sender_locked()
+        old.close()
+
+    @property
+    def lifetime(self) -> float:
+        """Seconds after which session keys are replaced and unheard base keys expire; at least 5."""
+        return self._encryption.lifetime
+
+    @lifetime.setter
+    def lifetime(self, seconds: float) -> None:
+        with self._lock:
+            self._check_running()
+            try:
+                self._encryption.lifetime = seconds
+            except InvalidLifetimeError as error:
+                raise InvalidArgumentError(str(error)) from error
+            self._node.lifetime_changed(time.monotonic())
+            self._wake_sender_locked()
+
+    def update_lifetime(self, lifetime: float) -> None:
+        """Set `lifetime`.
+
+        Raises:
+            InvalidArgumentError: not a number of seconds of at least 5.
+            StoppedError: after `stop`.
+        """
+        self.lifetime = lifetime
+
+    def _identity_changed_locked(self) -> None:
+        self._node.identity_changed(time.monotonic())
+        self._wake_sender_locked()
+
+    def _keys_supplied_locked(self, address: Address) -> None:
+        self._node.keys_supplied(address, time.monotonic())
+        self._wake_sender_locked()
+
+    def get_stats(self) -> dict[str, Any]:
+        """Statistics for display: counts, modes, and keys cut short."""
+        with self._lock:
+            node, datagrams = self._node, self._datagrams
+            peers = node.table.added_names()
+            by_ip: dict[str, list[Address]] = {}
+            for address in peers:
+                by_ip.setdefault(address[0], []).append(address)
+            counters = dict.fromkeys(("sent", "received"), 0)
+            counters.update(node.counters)
+            counters.update({f"socket_{name}": count for name, count in datagrams.errors.items()})
+            counters["kernel_drops"] = datagrams.kernel_drops
+            counters["callback_errors"] = self.udp_recv_data.errors + self.udp_recv_bytes.errors
+            return {
+                "protocol_version": PROTOCOL_VERSION,
+                "recv_port": datagrams.port,
+                "mtu": self.mtu,
+                "peer_count": len(peers),
+                "unique_ips": len(by_ip),
+                "peers": peers,
+                "peers_by_ip": by_ip,
+                "peer_modes": {name: node.mode(peer) for name, peer in node.table.by_name.items()},
+                "strangers": node.table.strangers,
+                "lifetime": self._encryption.lifetime,
+                "encryption_stats": self._encryption.get_stats(),
+                "enc_public_key": self._encryption.enc_public_key[:16] + "…",
+                "sign_public_key": self._encryption.sign_public_key[:16] + "…",
+                "receive_buffer": datagrams.receive_buffer,
+                "send_buffer": datagrams.send_buffer,
+                "counters": counters,
+            }
+
+    # ------------------------------------------------------------------------------------------ the end
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """Send what is sealed or ready, say goodbye, end the threads and free the port.
+
+        Any number of times, from any thread, from a callback too.
+
+        Args:
+            timeout: seconds to wait for a callback that is running.
+        """
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            self._stopped = True
+            self._work.notify_all()
+            self._room.notify_all()
+            self._ready.notify_all()
+        current = threading.current_thread()
+        if current is not self._sender:
+            self._sender.join(max(0.0, deadline - time.monotonic()))
+        self._datagrams.close()
+        if current is not self._receiver:
+            self._receiver.join(max(0.0, deadline - time.monotonic()))
+            if self._receiver.is_alive():
+                logger.warning("a callback is still running after %s s; the socket stops without it", timeout)
+        self._encryption.stop()
+        _open_sockets.discard(self)
+
+    def _check_running(self) -> None:
+        if self._stopped:
+            raise StoppedError("the socket was stopped; make a new UDPSocketClass")
+
+    def _abandon(self) -> None:
+        # In a forked child: two processes must never seal under the same counters. The lock may be held by
+        # a thread that does not exist here, so nothing is asked of it.
+        self._stopped = True
+        self._datagrams.abandon()
+
+    def __enter__(self) -> UDPSocketClass:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        state = "stopped" if self._stopped else f"on port {self.recv_port}"
+        return f"<UDPSocketClass {state}, {len(self.get_peers())} peers>"
+
+
+def _bind(port: int) -> DatagramSocket:
+    try:
+        return DatagramSocket(port)
+    except OSError as error:
+        raise BindError(
+            error.errno, f"cannot listen on port {port}: {error.strerror}; choose another recv_port, or 0"
+        ) from error
+
+
+def _check_port(port: object, lowest: int) -> int:
+    if isinstance(port, bool) or not isinstance(port, int):
+        raise InvalidPortError(
+            f"port is {port!r}, a {type(port).__name__}; it must be an int, {lowest}-65535"
+        )
+    if not lowest <= port <= 65535:
+        raise InvalidPortError(f"port is {port}; it must be {lowest}-65535")
+    return port
+
+
+def _check_address(addr: object) -> Address:
+    if not isinstance(addr, tuple) or len(addr) != 2 or not isinstance(addr[0], str):
+        raise InvalidArgumentError(f"address is {addr!r}; it must be a tuple (ip, port)")
+    ip = resolve_literal(addr[0])
+    if ip is None:
+        raise InvalidArgumentError(f"address has ip {addr[0]!r}; it must be an IPv4 or IPv6 address")
+    return ip, _check_port(addr[1], lowest=1)
+
+
+def _check_identity(key: object) -> bytes:
+    try:
+        identity = crypto.b64_str_to_bytes(key) if isinstance(key, str) else b""
+    except crypto.EncodingError:
+        identity = b""
+    if len(identity) != crypto.KEY_SIZE:
+        raise InvalidArgumentError(
+            f"key is {key!r}; it must be the peer's own_public_key, Base64 of {crypto.KEY_SIZE} bytes"
+        )
+    return identity
