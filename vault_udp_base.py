@@ -11,20 +11,21 @@ is found under the address where its peer listens.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Tuple
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING or not __package__:
     import vault_udp_packet as packet
+    from vault_udp_address import Address
     from vault_udp_encryption import VaultAsymmetricEncryption
     from vault_udp_packet import Announcement, PacketError, TooLargeError
     from vault_udp_rate_limit import RateLimiter
 else:
     from . import vault_udp_packet as packet
+    from .vault_udp_address import Address
     from .vault_udp_encryption import VaultAsymmetricEncryption
     from .vault_udp_packet import Announcement, PacketError, TooLargeError
     from .vault_udp_rate_limit import RateLimiter
 
-Address = Tuple[str, int]
 NEVER = float("inf")
 
 PIN_AFTER_SILENCE = 45.0

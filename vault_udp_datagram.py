@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The UDP socket: binding, batches of datagrams in and out, and the forms of addresses.  No protocol.
 
 A :class:`DatagramSocket` speaks IPv6 and IPv4 through one dual-stack socket where the system has IPv6, and
@@ -22,12 +23,15 @@ import sys
 import threading
 import time
 from functools import partial
-from typing import Any, Callable, Iterator, List, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Sequence, Tuple, Union
+
+if TYPE_CHECKING or not __package__:
+    from vault_udp_address import Address, normalize, resolve_literal, scope_id
+else:
+    from .vault_udp_address import Address, normalize, resolve_literal, scope_id
 
 _logger = logging.getLogger(__name__)
 
-Address = Tuple[str, int]
-"""``(ip, port)``: dotted IPv4, or compressed IPv6 with ``%interface`` if it is link-local."""
 Batch = Tuple[List[bytes], Address]
 """Datagrams that came in one system call, oldest first, and the one address that they came from."""
 _SocketAddress = Union[Tuple[str, int], Tuple[str, int, int, int]]
@@ -332,7 +336,7 @@ class DatagramSocket:
             destination = ("::ffff:" + ip, port, 0, 0)
         else:
             literal, _, scope = ip.partition("%")
-            destination = (literal, port, 0, _scope_id(scope))
+            destination = (literal, port, 0, scope_id(scope))
             if scope:
                 # Not cached: an interface that goes and comes back has another number.
                 return destination
@@ -373,65 +377,15 @@ class DatagramSocket:
         if not receiving:
             self._release()
 
+    def abandon(self) -> None:
+        """Close the descriptors in a forked child, without a lock that another thread may have held."""
+        self._closed = True
+        self._release()
+
     def _release(self) -> None:
         self._socket.close()
         self._wake_sender.close()
         self._wake_receiver.close()
-
-
-def normalize(address: Any) -> Address:
-    """The canonical ``(ip, port)`` of what the socket module calls an address: the form that users see.
-
-    IPv4 mapped into IPv6 (RFC 4291, 2.5.5.2) is shown as IPv4, link-local addresses have ``%interface``.
-    """
-    host, port = address[0], address[1]
-    if host.startswith("::ffff:") and "." in host:
-        return host[7:], port
-    if len(address) == 4 and address[3]:
-        return f"{host.partition('%')[0]}%{_interface_name(address[3])}", port
-    return host, port
-
-
-def resolve_literal(ip: str) -> str | None:
-    """The canonical text of an IPv4 or IPv6 address, or None if ``ip`` is neither.  Asks no name server.
-
-    The scope of a link-local address is kept, as the name of the interface if there is such a one; other
-    addresses need none, and the system shows them without.
-    """
-    literal, has_scope, scope = ip.partition("%")
-    try:
-        if ":" not in literal:
-            return None if has_scope else socket.inet_ntoa(socket.inet_pton(socket.AF_INET, literal))
-        packed = socket.inet_pton(socket.AF_INET6, literal)
-    except (OSError, ValueError):  # ValueError: a NUL or a lone surrogate in the text
-        return None
-    if packed.startswith(b"\0" * 10 + b"\xff\xff"):
-        return socket.inet_ntoa(packed[12:])
-    text = socket.inet_ntop(socket.AF_INET6, packed)
-    is_link_local = packed[0] == 0xFE and packed[1] & 0xC0 == 0x80
-    if not has_scope:
-        return text
-    if not scope or not scope.isprintable() or (scope.isdecimal() and int(scope) > 0xFFFFFFFF):
-        return None
-    if not is_link_local:
-        return text
-    return f"{text}%{_interface_name(int(scope)) if scope.isdecimal() else scope}"
-
-
-def _interface_name(scope_id: int) -> str:
-    try:
-        return socket.if_indextoname(scope_id)
-    except OSError:  # it is gone, or never was: the number is as good a name
-        return str(scope_id)
-
-
-def _scope_id(scope: str) -> int:
-    if not scope or scope.isdecimal():
-        return int(scope or 0)
-    try:
-        return socket.if_nametoindex(scope)
-    except OSError:  # which has no errno on most versions of Python
-        raise OSError(errno.ENODEV, f"there is no interface {scope!r}") from None
 
 
 def _bind(
@@ -450,7 +404,7 @@ def _bind(
     if ":" not in ip:
         return _bind_family(socket.AF_INET, (ip, port), socket_factory)
     literal, _, scope = ip.partition("%")
-    return _bind_family(socket.AF_INET6, (literal, port, 0, _scope_id(scope)), socket_factory)
+    return _bind_family(socket.AF_INET6, (literal, port, 0, scope_id(scope)), socket_factory)
 
 
 def _bind_family(

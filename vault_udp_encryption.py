@@ -14,18 +14,19 @@ import struct
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Tuple
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
+    from vault_udp_address import Address
     from vault_udp_packet import Announcement, PacketError
     from vault_udp_replay import NonceCache
 else:
     from . import vault_udp_socket_helper as crypto
+    from .vault_udp_address import Address
     from .vault_udp_packet import Announcement, PacketError
     from .vault_udp_replay import NonceCache
 
-Address = Tuple[str, int]
 
 MAX_MESSAGE_AGE_SECONDS = 60
 """Seconds, to both sides, that a message's timestamp may lie away from the clock it is judged by."""

@@ -20,18 +20,19 @@ No sockets, threads or clocks. Times are seconds of the monotonic clock (`now`),
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, NamedTuple, Tuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
+    from vault_udp_address import Address
     from vault_udp_packet import PacketError
     from vault_udp_replay import CounterWindow
 else:
     from . import vault_udp_socket_helper as crypto
+    from .vault_udp_address import Address
     from .vault_udp_packet import PacketError
     from .vault_udp_replay import CounterWindow
 
-Address = Tuple[str, int]
 
 HELLO_LABEL = b"py-vault-udp/2 hello".ljust(24, b"\0")
 PERSON = b"py-vault-udp/2"

@@ -9,14 +9,15 @@ first.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Callable, Tuple
+from typing import TYPE_CHECKING, Callable
 
 if TYPE_CHECKING or not __package__:
+    from vault_udp_address import Address
     from vault_udp_session import NEVER, Session
 else:
+    from .vault_udp_address import Address
     from .vault_udp_session import NEVER, Session
 
-Address = Tuple[str, int]
 
 MAX_PENDING_STRANGERS = 1024
 MAX_CONFIRMED_STRANGERS = 16384

@@ -10,11 +10,12 @@ Times are seconds of the monotonic clock (`now`), addresses are (ip, port).
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Any, NamedTuple, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
 
 if TYPE_CHECKING or not __package__:
     import vault_udp_packet as packet
     import vault_udp_socket_helper as crypto
+    from vault_udp_address import Address
     from vault_udp_keys import (
         FLAG_COALESCE,
         FLAG_PERSISTENT,
@@ -29,6 +30,7 @@ if TYPE_CHECKING or not __package__:
 else:
     from . import vault_udp_packet as packet
     from . import vault_udp_socket_helper as crypto
+    from .vault_udp_address import Address
     from .vault_udp_keys import (
         FLAG_COALESCE,
         FLAG_PERSISTENT,
@@ -41,7 +43,6 @@ else:
     )
     from .vault_udp_packet import PacketError
 
-Address = Tuple[str, int]
 
 MAX_PAIRS = 4
 MAX_UNOPENED_PAIRS = 2

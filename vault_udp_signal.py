@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Signals for callbacks: PySignal's interface, with slots that cannot harm each other.
 
 PySignal 1.1.1 calls ``partial`` slots without the arguments, cannot connect callable objects, iterates over

@@ -3,23 +3,24 @@
 
 How a message travels:
 
-    send_data -> [queue until there are keys] -> sealed -> socket ~~~ socket -> opened -> rate limit -> callback
+    send_data -> [queue until there are keys] -> seal -> socket ~~~ socket -> open -> rate limit -> callback
 
 `UDPSocketClass` owns the socket, two threads and the lock; every decision about a datagram is made by `Node`,
-which knows neither. The receive thread blocks in the kernel and runs the callbacks. The send thread sends what
-waits, in batches, and wakes for the protocol's next deadline. The lock guards the node; it is never held while
-a callback runs, a system call blocks or a thread is joined.
+which knows neither. The receive thread blocks in the kernel and runs the callbacks. The send thread sends
+what waits, in batches, and wakes for the protocol's next deadline. The lock guards the node; it is never held
+while a callback runs, a system call blocks or a thread is joined.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Sequence, Union
 
 from PySignal import Signal
 
@@ -27,8 +28,22 @@ if TYPE_CHECKING or not __package__:
     import vault_ip
     import vault_udp_packet as packet
     import vault_udp_socket_helper as crypto
-    from vault_udp_datagram import DatagramSocket, SocketClosed, resolve_literal
+    from vault_udp_address import Address, resolve_literal
+    from vault_udp_datagram import DatagramSocket, SocketClosed
     from vault_udp_encryption import InvalidLifetimeError, VaultAsymmetricEncryption
+    from vault_udp_errors import (
+        BindError,
+        InvalidArgumentError,
+        InvalidPortError,
+        MessageTooLargeError,
+        ProtocolVersionError,
+        RateLimitExceededError,
+        StoppedError,
+        UDPSocketError,
+        check_address,
+        check_identity,
+        check_port,
+    )
     from vault_udp_node import Event, Node
     from vault_udp_peer import Peer
     from vault_udp_rate_limit import RateLimiter
@@ -37,8 +52,22 @@ else:
     from . import vault_ip
     from . import vault_udp_packet as packet
     from . import vault_udp_socket_helper as crypto
-    from .vault_udp_datagram import DatagramSocket, SocketClosed, resolve_literal
+    from .vault_udp_address import Address, resolve_literal
+    from .vault_udp_datagram import DatagramSocket, SocketClosed
     from .vault_udp_encryption import InvalidLifetimeError, VaultAsymmetricEncryption
+    from .vault_udp_errors import (
+        BindError,
+        InvalidArgumentError,
+        InvalidPortError,
+        MessageTooLargeError,
+        ProtocolVersionError,
+        RateLimitExceededError,
+        StoppedError,
+        UDPSocketError,
+        check_address,
+        check_identity,
+        check_port,
+    )
     from .vault_udp_node import Event, Node
     from .vault_udp_peer import Peer
     from .vault_udp_rate_limit import RateLimiter
@@ -68,7 +97,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-Address = Tuple[str, int]
 Data = Union[str, bytes]
 
 PROTOCOL_VERSION = packet.PROTOCOL_VERSION
@@ -83,44 +111,16 @@ UDP_HEADER_SIZE = 8
 NACL_BOX_OVERHEAD = 40
 MSGPACK_OVERHEAD = 15
 REPLAY_PROTECTION_OVERHEAD = 24
+TOTAL_OVERHEAD = (
+    IP_HEADER_SIZE + UDP_HEADER_SIZE + NACL_BOX_OVERHEAD + MSGPACK_OVERHEAD + REPLAY_PROTECTION_OVERHEAD
+)
+"""Bytes between an interface's MTU and the room that `get_stats()['mtu']` shows."""
 
 SEND_QUEUE_SIZE = 4096
 """Messages that may wait for the send thread; `send_data` waits when there are more."""
 MESSAGES_PER_ROUND = 512
 """Messages of one peer that the send thread seals in one go."""
 NOT_TEXT_WARNING_INTERVAL = 60.0
-
-
-class UDPSocketError(Exception):
-    """Base class of the errors of `UDPSocketClass`."""
-
-
-class MessageTooLargeError(UDPSocketError):
-    """A message does not fit into one datagram, however hard it is compressed."""
-
-
-class InvalidPortError(UDPSocketError, ValueError):
-    """A port is not a number from 1 to 65535 (0, for `recv_port`, lets the system choose)."""
-
-
-class InvalidArgumentError(UDPSocketError, ValueError):
-    """An address, a key, a lifetime or a rate limit is not one."""
-
-
-class BindError(UDPSocketError, OSError):
-    """The port cannot be listened on: in use, or not permitted."""
-
-
-class StoppedError(UDPSocketError):
-    """The socket was stopped; make a new one."""
-
-
-class RateLimitExceededError(UDPSocketError):
-    """Kept for programs that name it. Nothing raises it: what a peer sends too much is dropped and counted."""
-
-
-class ProtocolVersionError(UDPSocketError):
-    """Kept for programs that name it. Nothing raises it: datagrams of other versions are dropped and counted."""
 
 
 class _Effects(NamedTuple):
@@ -162,7 +162,7 @@ class UDPSocketClass:
         udp_send_data: signal (data) or (data, addr), connected to `send_data`.
         udp_peer_ready: signal (addr): what is sent to this peer leaves at once from now on.
         udp_peer_lost: signal (addr, reason: str).
-        udp_peer_rejected: signal (addr, key: str): another identity than the one known asked for this address.
+        udp_peer_rejected: signal (addr, key: str): another identity than the known one came from there.
 
     Raises:
         InvalidPortError, InvalidArgumentError: an argument is not one.
@@ -177,7 +177,7 @@ class UDPSocketClass:
         lifetime: float = DEFAULT_KEY_LIFETIME,
         legacy_peers: bool = True,
     ) -> None:
-        _check_port(recv_port, lowest=0)
+        check_port(recv_port, lowest=0)
         self.mtu = vault_ip.get_min_mtu() - (
             IP_HEADER_SIZE
             + UDP_HEADER_SIZE
@@ -185,7 +185,6 @@ class UDPSocketClass:
             + MSGPACK_OVERHEAD
             + REPLAY_PROTECTION_OVERHEAD
         )
-        self._callback_errors = 0
         self.udp_recv_data = SafeSignal()
         self.udp_recv_bytes = SafeSignal()
         self.udp_peer_ready = SafeSignal()
@@ -247,8 +246,8 @@ class UDPSocketClass:
         """
         if not isinstance(addr, tuple) or len(addr) not in (2, 3):
             raise InvalidArgumentError(f"address is {addr!r}; it must be (ip, port) or (ip, port, key)")
-        address = _check_address(addr[:2])
-        supplied = _check_identity(addr[2]) if len(addr) == 3 else None
+        address = check_address(addr[:2])
+        supplied = check_identity(addr[2]) if len(addr) == 3 else None
         if addr[2:] == (self.own_public_key,):
             raise InvalidArgumentError("the key given for the peer is our own")
         with self._lock:
@@ -258,7 +257,7 @@ class UDPSocketClass:
 
     def remove_peer(self, addr: Address) -> None:
         """Say goodbye to a peer and forget it and its keys; nothing happens if it is not known."""
-        address = _check_address(addr)
+        address = check_address(addr)
         with self._lock:
             self._check_running()
             self._node.remove_peer(address, time.monotonic())
@@ -276,14 +275,14 @@ class UDPSocketClass:
 
     def has_peer(self, addr: Address) -> bool:
         """Whether this address was added."""
-        address = _check_address(addr)
+        address = check_address(addr)
         with self._lock:
             peer = self._node.table.by_name.get(address)
             return peer is not None and peer.added
 
     def get_peer_key(self, addr: Address) -> str | None:
         """The identity (Base64) that the peer at `addr` has proved; None as long as it has not."""
-        address = _check_address(addr)
+        address = check_address(addr)
         with self._lock:
             peer = self._node.table.by_name.get(address)
             return crypto.bytes_to_b64_str(peer.identity) if peer is not None and peer.identity else None
@@ -291,8 +290,8 @@ class UDPSocketClass:
     def get_all_peer_keys(self) -> dict[Address, str]:
         """The proven identities (Base64) by address, of strangers too."""
         with self._lock:
-            by_name = self._node.table.by_name.items()
-            return {name: crypto.bytes_to_b64_str(peer.identity) for name, peer in by_name if peer.identity}
+            peers = self._node.table.by_name.items()
+            return {name: crypto.bytes_to_b64_str(peer.identity) for name, peer in peers if peer.identity}
 
     @property
     def own_public_key(self) -> str:
@@ -305,7 +304,7 @@ class UDPSocketClass:
         Raises:
             StoppedError: after `stop`, also if that happens meanwhile.
         """
-        address = _check_address(addr)
+        address = check_address(addr)
         with self._lock:
             self._check_running()
             return self._ready.wait_for(lambda: self._is_ready_locked(address), timeout)
@@ -337,7 +336,7 @@ class UDPSocketClass:
             data = data.encode()
         elif not isinstance(data, bytes):
             raise TypeError(f"data must be str or bytes, not {type(data).__name__}")
-        address = _check_address(addr) if addr is not None else None
+        address = check_address(addr) if addr is not None else None
         message = self._fit(data, address)
         direct: list[tuple[Address, list[bytes]]] = []
         with self._lock:
@@ -428,7 +427,7 @@ class UDPSocketClass:
         self._sleeps_until = 0.0
 
     def _take_batches_locked(self, now: float) -> list[tuple[Address, list[bytes]]]:
-        """Seal what waits for peers that are ready, what waited for keys first; put off what cannot go now."""
+        """Seal what waits for ready peers, what waited for keys first; put off what cannot go now."""
         batches = []
         for peer in self._node.take_flushable():
             self._lane_locked(peer)
@@ -525,7 +524,7 @@ class UDPSocketClass:
         now = time.monotonic()
         if now - self._warned_not_text_at >= NOT_TEXT_WARNING_INTERVAL:
             self._warned_not_text_at = now
-            logger.warning("%s sends data that is not UTF-8; connect udp_recv_bytes to receive it", address)
+            logger.warning("%s sends data that is not UTF-8; connect udp_recv_bytes for it", address)
 
     # ------------------------------------------------------------------------------------- configuration
 
@@ -545,7 +544,7 @@ class UDPSocketClass:
             BindError: it is in use or not permitted.
             StoppedError: after `stop`.
         """
-        _check_port(recv_port, lowest=0)
+        check_port(recv_port, lowest=0)
         with self._lock:
             self._check_running()
             if recv_port == self.recv_port:
@@ -683,32 +682,58 @@ def _bind(port: int) -> DatagramSocket:
         ) from error
 
 
-def _check_port(port: object, lowest: int) -> int:
-    if isinstance(port, bool) or not isinstance(port, int):
-        raise InvalidPortError(
-            f"port is {port!r}, a {type(port).__name__}; it must be an int, {lowest}-65535"
+def main() -> int:
+    """Self-test and demonstration: two peers exchange messages on this machine; 1 if anything fails."""
+    failed = 0
+
+    def check(what: str, passed: bool) -> None:
+        nonlocal failed
+        failed += not passed
+        print(("ok    " if passed else "FAIL  ") + what)
+
+    answered, answers = threading.Event(), []
+
+    def echo(data: str, addr: Address) -> None:
+        print(f"      the server got {data!r} from {addr[0]}:{addr[1]}")
+        server.send_data(f"Echo: {data}", addr)
+
+    def on_answer(data: str, addr: Address) -> None:
+        print(f"      the client got {data!r} from {addr[0]}:{addr[1]}")
+        answers.append(data)
+        if len(answers) == 2:
+            answered.set()
+
+    with UDPSocketClass(0) as server, UDPSocketClass(0) as client:
+        server.udp_recv_data.connect(echo)
+        client.udp_recv_data.connect(on_answer)
+        server_addr = ("127.0.0.1", server.recv_port)
+        print(f"a server listens on port {server.recv_port}, a client on port {client.recv_port}")
+        client.add_peer((*server_addr, server.own_public_key))
+        client.send_data("Hello, World!")
+        client.send_data("Grüße aus 東京 🔒", server_addr)
+        check("both messages were answered", answered.wait(5))
+        check("in order", answers == ["Echo: Hello, World!", "Echo: Grüße aus 東京 🔒"])
+        check("in a session", client.get_stats()["peer_modes"].get(server_addr) == "session")
+        check(
+            "with the server whose key was given", client.get_peer_key(server_addr) == server.own_public_key
         )
-    if not lowest <= port <= 65535:
-        raise InvalidPortError(f"port is {port}; it must be {lowest}-65535")
-    return port
+        stats = client.get_stats()
+        check("protocol version 2", stats["protocol_version"] == 2)
+        print(f"      effective MTU {stats['mtu']} bytes, counters {stats['counters']}")
+        try:
+            client.send_data(os.urandom(stats["mtu"] + 1))
+            check("a message that does not fit is refused", False)
+        except MessageTooLargeError as error:
+            check(f"a message that does not fit is refused: {error}", True)
+        try:
+            UDPSocketClass(server.recv_port)
+            check("a port in use is refused", False)
+        except BindError as error:
+            check(f"a port in use is refused: {error}", True)
+    check("stop() ends the threads", not (client._receiver.is_alive() or client._sender.is_alive()))
+    print("FAILED" if failed else "all checks passed")
+    return 1 if failed else 0
 
 
-def _check_address(addr: object) -> Address:
-    if not isinstance(addr, tuple) or len(addr) != 2 or not isinstance(addr[0], str):
-        raise InvalidArgumentError(f"address is {addr!r}; it must be a tuple (ip, port)")
-    ip = resolve_literal(addr[0])
-    if ip is None:
-        raise InvalidArgumentError(f"address has ip {addr[0]!r}; it must be an IPv4 or IPv6 address")
-    return ip, _check_port(addr[1], lowest=1)
-
-
-def _check_identity(key: object) -> bytes:
-    try:
-        identity = crypto.b64_str_to_bytes(key) if isinstance(key, str) else b""
-    except crypto.EncodingError:
-        identity = b""
-    if len(identity) != crypto.KEY_SIZE:
-        raise InvalidArgumentError(
-            f"key is {key!r}; it must be the peer's own_public_key, Base64 of {crypto.KEY_SIZE} bytes"
-        )
-    return identity
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The UDP socket, on real loopback sockets and on fakes that raise what other systems raise."""
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vault_udp_datagram as datagram
-from vault_udp_datagram import Address, DatagramSocket, SocketClosed, normalize, resolve_literal
+from vault_udp_address import Address, normalize, resolve_literal
+from vault_udp_datagram import DatagramSocket, SocketClosed
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="UDP segmentation is Linux's")
 MakeSocket = Callable[..., DatagramSocket]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SafeSignal: PySignal's interface, each of PySignal's faults cured."""
 
 from __future__ import annotations

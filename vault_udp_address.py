@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forms of addresses: one canonical `(ip, port)` for users, whatever the socket module calls it."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import Any, Tuple
+
+Address = Tuple[str, int]
+"""``(ip, port)``: dotted IPv4, or compressed IPv6 with ``%interface`` if it is link-local."""
+
+
+def normalize(address: Any) -> Address:
+    """The canonical ``(ip, port)`` of what the socket module calls an address: the form that users see.
+
+    IPv4 mapped into IPv6 (RFC 4291, 2.5.5.2) is shown as IPv4, link-local addresses have ``%interface``.
+    """
+    host, port = address[0], address[1]
+    if host.startswith("::ffff:") and "." in host:
+        return host[7:], port
+    if len(address) == 4 and address[3]:
+        return f"{host.partition('%')[0]}%{_interface_name(address[3])}", port
+    return host, port
+
+
+def resolve_literal(ip: str) -> str | None:
+    """The canonical text of an IPv4 or IPv6 address, or None if ``ip`` is neither.  Asks no name server.
+
+    The scope of a link-local address is kept, as the name of the interface if there is such a one; other
+    addresses need none, and the system shows them without.
+    """
+    literal, has_scope, scope = ip.partition("%")
+    try:
+        if ":" not in literal:
+            return None if has_scope else socket.inet_ntoa(socket.inet_pton(socket.AF_INET, literal))
+        packed = socket.inet_pton(socket.AF_INET6, literal)
+    except (OSError, ValueError):  # ValueError: a NUL or a lone surrogate in the text
+        return None
+    if packed.startswith(b"\0" * 10 + b"\xff\xff"):
+        return socket.inet_ntoa(packed[12:])
+    text = socket.inet_ntop(socket.AF_INET6, packed)
+    is_link_local = packed[0] == 0xFE and packed[1] & 0xC0 == 0x80
+    if not has_scope:
+        return text
+    if not scope or not scope.isprintable() or (scope.isdecimal() and int(scope) > 0xFFFFFFFF):
+        return None
+    if not is_link_local:
+        return text
+    return f"{text}%{_interface_name(int(scope)) if scope.isdecimal() else scope}"
+
+
+def _interface_name(scope_id: int) -> str:
+    try:
+        return socket.if_indextoname(scope_id)
+    except OSError:  # it is gone, or never was: the number is as good a name
+        return str(scope_id)
+
+
+def scope_id(scope: str) -> int:
+    """The number of an interface given by name or number; an empty text is 0.
+
+    Raises:
+        OSError: ENODEV, there is no such interface.
+    """
+    if not scope or scope.isdecimal():
+        return int(scope or 0)
+    try:
+        return socket.if_nametoindex(scope)
+    except OSError:  # which has no errno on most versions of Python
+        raise OSError(errno.ENODEV, f"there is no interface {scope!r}") from None

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Announcements in clear: how strangers and peers become acquainted, in sessions and in base mode.
+
+    hello without a valid echo   answered with our nonce; nothing is stored, nothing is verified
+    hello with one               proof, identity, then the session takes it
+    base announcement            signature, identity, then base mode takes it
+    anything else in clear       dropped
+
+Whoever is not authenticated works on a budget: one for each added peer, one for each other IP, one for all
+strangers together.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING or not __package__:
+    import vault_udp_packet as packet
+    import vault_udp_socket_helper as crypto
+    from vault_udp_address import Address
+    from vault_udp_keys import NO_KEY, Hello, proof_is_good, read_hello_untrusted
+    from vault_udp_packet import Announcement, PacketError
+    from vault_udp_peer import Peer
+    from vault_udp_rate_limit import RateLimiter
+    from vault_udp_session import NEVER, announce_delay
+    from vault_udp_state import NodeState
+else:
+    from . import vault_udp_packet as packet
+    from . import vault_udp_socket_helper as crypto
+    from .vault_udp_address import Address
+    from .vault_udp_keys import NO_KEY, Hello, proof_is_good, read_hello_untrusted
+    from .vault_udp_packet import Announcement, PacketError
+    from .vault_udp_peer import Peer
+    from .vault_udp_rate_limit import RateLimiter
+    from .vault_udp_session import NEVER, announce_delay
+    from .vault_udp_state import NodeState
+
+
+FULL_ANNOUNCEMENTS_FOR = 5.0
+ANNOUNCEMENT_CYCLE = 120.0
+"""Seconds: full announcements for the first 5 of them, the short form for the rest, and again."""
+SUPPLIED_KEYS_AFTER = 1.0
+"""Seconds without a hello after which keys that the application gave are used."""
+
+STRANGERS_PER_SECOND = 1000
+STRANGERS_PER_IP_PER_SECOND = 500
+ADDED_PER_SECOND = 64
+
+SESSION = 3
+"""Above the versions of base mode, in the order of what an identity has shown that it can do."""
+
+
+class Introductions:
+    """Decides about announcements, and makes ours."""
+
+    def __init__(self, state: NodeState) -> None:
+        self._state = state
+        self._strangers = RateLimiter(STRANGERS_PER_SECOND)
+        self._strangers_of_ip = RateLimiter(STRANGERS_PER_IP_PER_SECOND)
+        self._added = RateLimiter(ADDED_PER_SECOND)
+        self._unknown_tags = RateLimiter(1)
+
+    def affordable(self, source: Address, now: float) -> bool:
+        peer = self._state.table.by_name.get(source)
+        if peer is not None and peer.added:
+            return bool(self._added.allow(source, 1, now))
+        return bool(self._strangers_of_ip.allow(source[0], 1, now) and self._strangers.allow(None, 1, now))
+
+    def answer_unknown_tag(self, datagram: bytes, source: Address, now: float) -> None:
+        # Sealed for keys that we do not have: a peer of our past. One hello sets it right, if it listens.
+        peer = self._state.table.by_name.get(source)
+        has_session = peer is not None and peer.session.up
+        if (
+            not has_session
+            and len(datagram) >= packet.SHORT_ANNOUNCEMENT_SIZE
+            and self._unknown_tags.allow(source, 1, now)
+        ):
+            self._send_hello(source, now)
+        raise PacketError("unknown_tag")
+
+    def receive_clear(self, datagram: bytes, source: Address, now: float) -> None:
+        body = packet.read_body(datagram)
+        if body.version == 1:
+            text = packet.read_v1_text(packet.read_frame(body.payload))
+            if isinstance(text, bytes):
+                raise PacketError("clear_data")
+            members = text
+        elif body.control:
+            members = packet.read_json(body.control)
+        else:
+            raise PacketError("clear_data")
+        announcement = packet.read_announcement(members)
+        if announcement.hello is not None and body.version == packet.PROTOCOL_VERSION:
+            if len(datagram) < packet.SHORT_ANNOUNCEMENT_SIZE:
+                raise PacketError("bad_length")  # our answer would be longer than it
+            self._receive_hello(announcement, source, now)
+        else:
+            self._receive_base_announcement(announcement, body.version, source, len(datagram), now)
+
+    def _receive_hello(self, announcement: Announcement, source: Address, now: float) -> None:
+        assert announcement.hello is not None
+        assert announcement.proof is not None
+        hello = read_hello_untrusted(announcement.hello)
+        if hello.sign == self._state.local.sign_public:
+            raise PacketError("own_datagram")
+        if not self._state.local.is_own_nonce(hello.echo, source, now):
+            self._state.counters["hello_without_echo"] += 1
+            self._send_hello(source, now, echo=hello.nonce)
+            return
+        if hello.to_sign not in (NO_KEY, self._state.local.sign_public):
+            raise PacketError("misaddressed")
+        if not proof_is_good(hello, announcement.hello, announcement.proof):
+            raise PacketError("bad_proof")
+        peer = self._peer_for_hello(hello, source, now)
+        if peer is not None:
+            self._accept_hello(peer, hello, source, now)
+
+    def _peer_for_hello(self, hello: Hello, source: Address, now: float) -> Peer | None:
+        """The entry for a verified hello; None if it showed a known peer at another address."""
+        peer = self._state.table.by_name.get(source)
+        if peer is not None:
+            self._state.check_identity(peer, hello.sign, now, echoed=True)
+        for other in self._state.table.with_identity(hello.sign):
+            if other is peer or other.session.enc != hello.enc or not other.session.pairs:
+                continue
+            # The same process at another of its addresses.
+            if peer is None or not peer.added:
+                other.session.validate(source, now)
+                return None
+            self._state.table.merge(peer, other)
+            if other.session.up:
+                self._state.became_ready(other)
+            return None
+        return peer or self._state.new_peer(source)
+
+    def _accept_hello(self, peer: Peer, hello: Hello, source: Address, now: float) -> None:
+        self._state.table.set_identity(peer, hello.sign)
+        self._state.note_version(hello.sign, SESSION)
+        peer.session.accept_hello(hello, now)
+        if not peer.session.up:
+            peer.session.endpoint = source
+        if hello.holds != self._state.local.current.public:
+            self._send_hello(source, now, echo=hello.nonce, holds=hello.enc, to_sign=hello.sign)
+        self._state.schedule(peer)
+
+    def _send_hello(self, address: Address, now: float, **fields: bytes) -> None:
+        members = self._state.local.hello_members(address, now, **fields)
+        body = packet.make_announcement_body(members, packet.SHORT_ANNOUNCEMENT_SIZE)
+        self._state.outgoing.append((address, body))
+
+    def _receive_base_announcement(
+        self, announcement: Announcement, version: int, source: Address, size: int, now: float
+    ) -> None:
+        if not self._state.legacy_peers:
+            raise PacketError("base_refused")
+        enc, sign = self._state.encryption.verify_announcement(announcement)
+        if crypto.bytes_to_b64_str(sign) == self._state.encryption.sign_public_key:
+            raise PacketError("own_datagram")
+        if version < self._state.best_version.get(sign, 0):
+            raise PacketError("downgrade_refused")
+        address = (source[0], announcement.port or source[1])
+        peer = self._state.table.by_name.get(address)
+        if peer is not None:
+            if peer.supplied is not None:
+                raise PacketError("downgrade_refused")
+            self._state.check_identity(peer, sign, now, echoed=False)
+        link = self._state.base.links.get(address)
+        if link is None or not link.live(now):
+            self._enter_base(address, enc, sign, version, now)
+        elif enc != self._live_enc(address):
+            raise PacketError("live_key_kept")
+        answer = self._state.base.clear_announcement(
+            version, self._state.port, min(size, packet.FULL_ANNOUNCEMENT_SIZE)
+        )
+        if answer is not None:
+            self._state.outgoing.append((address, answer))
+
+    def _live_enc(self, address: Address) -> bytes:
+        keys = self._state.encryption.peer_keys(address)
+        return keys.enc if keys is not None else b""
+
+    def _enter_base(self, address: Address, enc: bytes, sign: bytes, version: int, now: float) -> None:
+        self._state.encryption.store_peer_keys(address, enc, sign, now)
+        peer = self._state.table.by_name.get(address) or self._state.new_peer(address)
+        link = self._state.base.add(address, version, now)
+        link.refresh_at = link.ready_at
+        peer.base_ready = False
+        self._state.note_version(sign, version)
+        self._state.table.set_identity(peer, sign)
+        peer.announce_at = NEVER
+        self._state.table.heard(peer)
+        self._state.schedule(peer)
+
+    def keys_supplied(self, address: Address, now: float) -> None:
+        """The application has given base keys for `address`: use them unless a session comes up first."""
+        peer = self._state.table.by_name.get(address) or self._state.new_peer(address)
+        keys = self._state.encryption.peer_keys(address)
+        if keys is None or peer.session.up or not self._state.legacy_peers:
+            return
+        link = self._state.base.add(address, packet.PROTOCOL_VERSION, now)
+        link.ready_at = link.refresh_at = now + SUPPLIED_KEYS_AFTER
+        peer.base_ready = False
+        self._state.table.set_identity(peer, keys.sign)
+        self._state.start_announcing(peer, now)
+
+    def receive_sealed_announcement(self, peer: Peer, announcement: Announcement, now: float) -> None:
+        enc, sign = self._state.encryption.verify_announcement(announcement)
+        if sign != peer.identity:
+            raise PacketError("identity_refused")
+        keys = self._state.encryption.peer_keys(peer.name)
+        if keys is not None and keys.enc != enc:
+            self._state.encryption.store_peer_keys(peer.name, enc, sign, now)
+
+    def announce(self, peer: Peer, now: float) -> None:
+        session = peer.session
+        fields = {"echo": session.peer_nonce, "holds": session.enc, "to_sign": peer.supplied or b""}
+        in_cycle = (now - peer.announced_since) % ANNOUNCEMENT_CYCLE
+        if in_cycle < FULL_ANNOUNCEMENTS_FOR and self._state.legacy_peers and peer.supplied is None:
+            members = self._state.encryption.base_members(self._state.port)
+            members.update(self._state.local.hello_members(session.endpoint, now, **fields))
+            body = packet.make_announcement_body(members, packet.FULL_ANNOUNCEMENT_SIZE)
+            self._state.outgoing.append((session.endpoint, body))
+        else:
+            self._send_hello(session.endpoint, now, **fields)
+        session.confirm_unopened(now)
+        peer.announce_at = now + announce_delay(peer.announcements, self._state.rng)
+        peer.announcements += 1

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The errors of `UDPSocketClass`, and the checks of what its users pass in.
+
+Every error says what was wrong, the value, the limit, and what to do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING or not __package__:
+    import vault_udp_socket_helper as crypto
+    from vault_udp_address import Address, resolve_literal
+else:
+    from . import vault_udp_socket_helper as crypto
+    from .vault_udp_address import Address, resolve_literal
+
+
+class UDPSocketError(Exception):
+    """Base class of the errors of `UDPSocketClass`."""
+
+
+class MessageTooLargeError(UDPSocketError):
+    """A message does not fit into one datagram, however hard it is compressed."""
+
+
+class InvalidPortError(UDPSocketError, ValueError):
+    """A port is not a number from 1 to 65535 (0, for `recv_port`, lets the system choose)."""
+
+
+class InvalidArgumentError(UDPSocketError, ValueError):
+    """An address, a key, a lifetime or a rate limit is not one."""
+
+
+class BindError(UDPSocketError, OSError):
+    """The port cannot be listened on: in use, or not permitted."""
+
+
+class StoppedError(UDPSocketError):
+    """The socket was stopped; make a new one."""
+
+
+class RateLimitExceededError(UDPSocketError):
+    """Kept for programs that name it; nothing raises it: what is too much is dropped and counted."""
+
+
+class ProtocolVersionError(UDPSocketError):
+    """Kept for programs that name it; nothing raises it: other versions are dropped and counted."""
+
+
+def check_port(port: object, lowest: int) -> int:
+    """`port` if it is an int from `lowest` to 65535.
+
+    Raises:
+        InvalidPortError: anything else.
+    """
+    if isinstance(port, bool) or not isinstance(port, int):
+        raise InvalidPortError(
+            f"port is {port!r}, a {type(port).__name__}; it must be an int, {lowest}-65535"
+        )
+    if not lowest <= port <= 65535:
+        raise InvalidPortError(f"port is {port}; it must be {lowest}-65535")
+    return port
+
+
+def check_address(addr: object) -> Address:
+    """The canonical form of (ip, port).
+
+    Raises:
+        InvalidArgumentError: not such a tuple, or not an IP address.
+        InvalidPortError: the port is not one.
+    """
+    if not isinstance(addr, tuple) or len(addr) != 2 or not isinstance(addr[0], str):
+        raise InvalidArgumentError(f"address is {addr!r}; it must be a tuple (ip, port)")
+    ip = resolve_literal(addr[0])
+    if ip is None:
+        raise InvalidArgumentError(f"address has ip {addr[0]!r}; it must be an IPv4 or IPv6 address")
+    return ip, check_port(addr[1], lowest=1)
+
+
+def check_identity(key: object) -> bytes:
+    """The 32 bytes of an identity given as Base64 text.
+
+    Raises:
+        InvalidArgumentError: it is not that.
+    """
+    try:
+        identity = crypto.b64_str_to_bytes(key) if isinstance(key, str) else b""
+    except crypto.EncodingError:
+        identity = b""
+    if len(identity) != crypto.KEY_SIZE:
+        raise InvalidArgumentError(
+            f"key is {key!r}; it must be the peer's own_public_key, Base64 of {crypto.KEY_SIZE} bytes"
+        )
+    return identity

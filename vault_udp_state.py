@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the parts of a node share: peer table, pins, queues, timers, and what has been decided.
+
+`Node` decides about datagrams and data, `Introductions` about announcements; both work on one `NodeState`.
+What is to be sent, delivered or told is left in `outgoing`, `deliveries`, `events` and `flushable`, which the
+caller of the node takes. Every datagram or message that goes nowhere is counted in `counters` by its reason.
+
+No sockets, threads or clocks; not thread-safe. `now` is seconds of the monotonic clock.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import random
+from collections import OrderedDict, defaultdict
+from typing import TYPE_CHECKING, NamedTuple, Sequence
+
+if TYPE_CHECKING or not __package__:
+    import vault_udp_encryption as encryption_module
+    import vault_udp_socket_helper as crypto
+    from vault_udp_address import Address
+    from vault_udp_base import BaseMode
+    from vault_udp_encryption import VaultAsymmetricEncryption
+    from vault_udp_keys import LocalKeys, Pair
+    from vault_udp_packet import PacketError
+    from vault_udp_peer import Peer, PeerTable
+    from vault_udp_session import NEVER, Session
+else:
+    from . import vault_udp_encryption as encryption_module
+    from . import vault_udp_socket_helper as crypto
+    from .vault_udp_address import Address
+    from .vault_udp_base import BaseMode
+    from .vault_udp_encryption import VaultAsymmetricEncryption
+    from .vault_udp_keys import LocalKeys, Pair
+    from .vault_udp_packet import PacketError
+    from .vault_udp_peer import Peer, PeerTable
+    from .vault_udp_session import NEVER, Session
+
+logger = logging.getLogger(__name__)
+
+
+MAX_IDENTITIES = 32768
+MAX_QUEUED = 256
+PROBE_PINGS = (0.0, 0.4, 0.8)
+PROBE_TIME = 2.0
+LOG_INTERVAL = 60.0
+
+
+class Event(NamedTuple):
+    """Something to tell the user: ``ready``, ``lost`` (detail: why) or ``rejected`` (detail: the key)."""
+
+    kind: str
+    address: Address
+    detail: str = ""
+
+
+class NodeState:
+    """See the module's text; the arguments are `Node`'s."""
+
+    def __init__(
+        self,
+        encryption: VaultAsymmetricEncryption,
+        *,
+        port: int,
+        body_size: int,
+        now: float,
+        wall: float,
+        legacy_peers: bool,
+        rng: random.Random,
+    ) -> None:
+        self.port = port
+        self.counters: defaultdict[str, int] = defaultdict(int)
+        self.outgoing: list[tuple[Address, bytes]] = []
+        self.deliveries: list[tuple[Address, Sequence[bytes]]] = []
+        self.events: list[Event] = []
+        self.flushable: list[Peer] = []
+        self.table = PeerTable(self.forgotten)
+        self.local = LocalKeys(encryption.sign_seed, now, wall)
+        self.base = BaseMode(encryption, body_size)
+        self.encryption = encryption
+        self.body_size = body_size
+        self.legacy_peers = legacy_peers
+        self.rng = rng
+        self.tags: dict[bytes, tuple[Session, Pair]] = {}
+        self.retired: dict[bytes, Pair] = {}
+        self.best_version: OrderedDict[bytes, int] = OrderedDict()
+        self.logged_at: dict[str, float] = {}
+        self.timers: list[tuple[float, int, Peer]] = []
+        self.sequence = itertools.count()
+        self.rotate_at = NEVER
+
+    def is_ready(self, peer: Peer, now: float) -> bool:
+        """Whether data for this peer leaves at once."""
+        if peer.session.up:
+            return True
+        link = self.base.links.get(peer.name)
+        return link is not None and link.ready_at <= now
+
+    def mode(self, peer: Peer) -> str:
+        """How we talk to this peer, for display."""
+        if peer.session.up:
+            return "session"
+        link = self.base.links.get(peer.name)
+        if link is not None:
+            return f"base v{link.version}"
+        return "lost" if peer.session.lost else "waiting for keys"
+
+    def new_peer(self, address: Address) -> Peer:
+        body_size = self.body_size - (20 if ":" in address[0] else 0)
+        session = Session(self.local, self.tags, self.retired, self.outgoing, address, body_size)
+        peer = session.owner = Peer(address, session)
+        return self.table.insert(peer)
+
+    def forgotten(self, peer: Peer) -> None:
+        peer.session.close()
+        for name in peer.names:
+            self.base.remove(name)
+        self.drop_queue(peer, "peer_removed")
+
+    def count_drop(self, reason: str, source: Address, now: float) -> None:
+        self.counters[reason] += 1
+        if now - self.logged_at.get(reason, -NEVER) >= LOG_INTERVAL:
+            self.logged_at[reason] = now
+            logger.info("dropping datagrams (%s), the first of this minute from %s", reason, source)
+
+    def count_loss(self, reason: str, count: int, peer: Peer, now: float) -> None:
+        self.counters[reason] += count
+        if now - self.logged_at.get(reason, -NEVER) >= LOG_INTERVAL:
+            self.logged_at[reason] = now
+            logger.warning("%s: messages dropped (%s)", peer.name, reason)
+
+    def became_ready(self, peer: Peer) -> None:
+        self.events.append(Event("ready", peer.name))
+        if peer.queue:
+            self.flushable.append(peer)
+
+    def queue(self, peer: Peer, message: bytes, now: float) -> None:
+        """Keep a message until the peer's keys are there: at most 256, the oldest go first."""
+        if len(peer.queue) >= MAX_QUEUED:
+            peer.queue.popleft()
+            self.count_loss("queue_full", 1, peer, now)
+        peer.queue.append((now, message))
+        self.schedule(peer)
+
+    def take_queue(self, peer: Peer) -> list[bytes]:
+        """What waits in the peer's queue, in order; the queue is empty afterwards."""
+        messages = [message for _, message in peer.queue]
+        peer.queue.clear()
+        return messages
+
+    def take_flushable(self) -> list[Peer]:
+        """The peers that have become ready while something waited for them."""
+        peers = [peer for peer in self.flushable if peer.names]
+        self.flushable.clear()
+        return peers
+
+    def drop_queue(self, peer: Peer, reason: str) -> None:
+        if peer.queue:
+            self.counters[reason] += len(peer.queue)
+            logger.warning("%s: %d waiting messages dropped (%s)", peer.name, len(peer.queue), reason)
+            peer.queue.clear()
+
+    def note_version(self, sign: bytes, version: int) -> None:
+        best = max(version, self.best_version.pop(sign, 0))
+        self.best_version[sign] = best
+        if len(self.best_version) > MAX_IDENTITIES:
+            self.best_version.popitem(last=False)
+
+    def check_identity(self, peer: Peer, sign: bytes, now: float, *, echoed: bool) -> None:
+        """Rule 3: an address whose peer is live stays with its identity.
+
+        Raises:
+            PacketError: ``identity_refused``.
+        """
+        if peer.supplied is not None:
+            if not crypto.equal(peer.supplied, sign):
+                self.reject(peer, sign)
+            return
+        if peer.identity in (b"", sign):
+            return
+        link = self.base.links.get(peer.name)
+        if peer.session.persistent or (link is not None and link.live(now)):
+            self.reject(peer, sign)
+        if peer.session.up:
+            if not echoed:
+                peer.session.suspect(now)
+            elif peer.probe_until == NEVER:
+                peer.probe_started, peer.probe_pings, peer.probe_until = now, 0, now + PROBE_TIME
+            self.schedule(peer)
+            self.reject(peer, sign)
+        self.release_pin(peer, "another identity took its place", now)
+
+    def reject(self, peer: Peer, sign: bytes) -> None:
+        if peer.rejected != sign:
+            peer.rejected = sign
+            self.events.append(Event("rejected", peer.name, crypto.bytes_to_b64_str(sign)))
+        raise PacketError("identity_refused")
+
+    def release_pin(self, peer: Peer, why: str, now: float) -> None:
+        """Let the next identity have this address; what waited for the old one is not handed to it."""
+        logger.warning("%s: the identity is released (%s)", peer.name, why)
+        self.table.set_identity(peer, b"")
+        peer.session.close()
+        peer.probe_until = NEVER
+        self.base.remove(peer.name)
+        self.drop_queue(peer, "queued_for_another_identity")
+        self.events.append(Event("lost", peer.name, why))
+        if peer.added:
+            self.start_announcing(peer, now)
+
+    def start_announcing(self, peer: Peer, now: float) -> None:
+        peer.announce_at, peer.announced_since, peer.announcements = now, now, 0
+        self.schedule(peer)
+
+    def schedule(self, peer: Peer) -> None:
+        if not peer.names:
+            return
+        deadline = self.deadline_of(peer)
+        if deadline < peer.scheduled:
+            peer.scheduled = deadline
+            heapq.heappush(self.timers, (deadline, next(self.sequence), peer))
+
+    def deadline_of(self, peer: Peer) -> float:
+        deadline = min(peer.session.deadline(), peer.announce_at)
+        if peer.queue:
+            deadline = min(deadline, peer.queue[0][0] + encryption_module.MAX_MESSAGE_AGE_SECONDS)
+        if peer.probe_until != NEVER:
+            deadline = min(deadline, peer.probe_until, self.next_probe_ping(peer))
+        link = self.base.links.get(peer.name)
+        if link is not None:
+            deadline = min(deadline, link.refresh_at, NEVER if peer.base_ready else link.ready_at)
+        return deadline
+
+    @staticmethod
+    def next_probe_ping(peer: Peer) -> float:
+        if peer.probe_pings >= len(PROBE_PINGS):
+            return NEVER
+        return peer.probe_started + PROBE_PINGS[peer.probe_pings]
