@@ -32,6 +32,7 @@ BODY_SIZE = 1393
 """Bytes of a body for an interface MTU of 1500."""
 SEALED_SIZE = BODY_SIZE + 64
 DEFAULT_LIMIT = 120.0
+NOT_REFUSALS = {"datagrams_received", "sent", "received", "goodbyes", "hello_without_echo"}
 
 
 class Datagram(NamedTuple):
@@ -193,11 +194,14 @@ class Host:
         rate_limit: messages a second from one peer; no limit unless given.
         wall_offset: seconds by which the wall clock is wrong. `jump_wall` changes it while running.
         clock_rate: seconds that the monotonic clock counts in one true second. Its origin is random.
+        alias: an address of the other family; what goes to such addresses is sent from there.
         legacy_peers, body_size: as of `Node`.
 
     Attributes:
         received: (address, message) of everything delivered, in order.
         events: everything the user is told, with the network's time: [(time, Event)].
+        refused: every datagram that went nowhere: [(time, reason, source, datagram)].
+        data_sent: the datagrams that carried messages of the user's.
         on_message: called with (address, message) for each message, as a callback of the user's would be.
     """
 
@@ -211,6 +215,7 @@ class Host:
         rate_limit: float | None = None,
         wall_offset: float = 0.0,
         clock_rate: float = 1.0,
+        alias: Address | None = None,
         legacy_peers: bool = True,
         body_size: int = BODY_SIZE,
     ) -> None:
@@ -218,7 +223,10 @@ class Host:
         self.address = address
         self.received: list[tuple[Address, bytes]] = []
         self.events: list[tuple[float, Event]] = []
+        self.refused: list[tuple[float, str, Address, bytes]] = []
+        self.data_sent: list[bytes] = []
         self.on_message: Callable[[Address, bytes], None] = lambda address, message: None
+        self.alias = alias
         self.wall_offset = wall_offset
         self.alive = False
         self._clock_rate = clock_rate
@@ -249,9 +257,19 @@ class Host:
         self.encryption.on_peer_keys_supplied = lambda peer: self.node.keys_supplied(peer, self.now)
         self.alive = True
         self._wakes_at = float("inf")
-        self.net.attach(self.address, self)
+        self._attach()
         with self._acting():
             pass
+
+    def _attach(self) -> None:
+        self.net.attach(self.address, self)
+        if self.alias is not None:
+            self.net.attach(self.alias, self)
+
+    def _detach(self) -> None:
+        self.net.detach(self.address)
+        if self.alias is not None:
+            self.net.detach(self.alias)
 
     # ----------------------------------------------------------------------------------------- clocks
 
@@ -319,7 +337,19 @@ class Host:
     def kill(self) -> None:
         """Vanish without a word."""
         self.alive = False
-        self.net.detach(self.address)
+        self._detach()
+
+    def suspend(self, seconds: float) -> None:
+        """Close the lid for a while: nothing arrives, and the monotonic clock stands still."""
+        self._detach()
+        self.alive = False
+        self.net.run(seconds)
+        self._clock_origin -= seconds * self._clock_rate
+        self.alive = True
+        self._wakes_at = float("inf")
+        self._attach()
+        with self._acting():
+            pass
 
     def restart(self, *peers: Address, same_identity: bool = True) -> None:
         """Start the program again after `stop` or `kill`, as a new process that adds `peers`."""
@@ -362,8 +392,12 @@ class Host:
 
     def arrive(self, src: Address, data: bytes) -> None:
         """A datagram has arrived."""
+        before = dict(self.node.counters)
         with self._acting():
             self.node.receive([data], src, self.now)
+            for reason, count in self.node.counters.items():
+                if count > before.get(reason, 0) and reason not in NOT_REFUSALS:
+                    self.refused.append((self.net.now, reason, src, data))
 
     @contextmanager
     def _acting(self) -> Iterator[None]:
@@ -374,14 +408,18 @@ class Host:
     def _seal_or_queue(self, peer: Peer, messages: tuple[bytes, ...]) -> None:
         if self.node.is_ready(peer, self.now):
             waiting = self.node.take_queue(peer)
-            self._transmit(*self.node.seal_messages(peer, [*waiting, *messages], self.now))
+            endpoint, datagrams = self.node.seal_messages(peer, [*waiting, *messages], self.now)
+            self.data_sent.extend(datagrams)
+            self._transmit(endpoint, datagrams)
         else:
             for message in messages:
                 self.node.queue(peer, message, self.now)
 
     def _transmit(self, endpoint: Address, datagrams: list[bytes]) -> None:
+        other_family = self.alias is not None and (":" in self.alias[0]) == (":" in endpoint[0])
+        source = self.alias if other_family and self.alias is not None else self.address
         for datagram in datagrams:
-            self.net.send(self.address, endpoint, datagram)
+            self.net.send(source, endpoint, datagram)
 
     def _carry_out(self) -> None:
         node = self.node
