@@ -303,6 +303,15 @@ def test_our_refreshes_follow_a_short_lifetime(new_net: Nets) -> None:
     exchange(net, us, them)
 
 
+def test_our_refreshes_do_not_wait_for_a_long_lifetime_of_ours(new_net: Nets) -> None:
+    net = new_net()
+    us, them = net.node(OURS, THEIRS, lifetime=3600), BaseHost(net)
+    them.add_peer(OURS)
+    net.run(600)
+    assert not them.peer.keys_forgotten
+    exchange(net, us, them)
+
+
 # ------------------------------------------------------------------------------------- restarts and silence
 
 
@@ -487,6 +496,15 @@ def test_an_announcement_whose_signature_covers_something_else_is_refused(new_ne
     assert us.node.counters["bad_announcement"] == 8
     assert us.node.base.links == {}
     assert sent_by(net, OURS) == []
+
+
+def test_a_key_that_is_held_for_another_identity_is_refused(new_net: Nets) -> None:
+    net = new_net()
+    us, them = connected(net)
+    thief = announcement_members(them.peer.enc_private, nacl.signing.SigningKey.generate(), ATTACKER[1])
+    us.arrive(ATTACKER, make_announcement_body(2, thief))
+    assert us.node.counters["key_of_another"] == 1
+    assert list(us.node.base.links) == [THEIRS]
 
 
 @VERSIONS
