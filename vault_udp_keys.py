@@ -20,7 +20,7 @@ No sockets, threads or clocks. Times are seconds of the monotonic clock (`now`),
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Sequence
 
 if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
@@ -44,7 +44,7 @@ _NO_NONCE = bytes(16)
 
 TAG_SIZE = 8
 _TIMESTAMP = struct.Struct(">d")
-_COUNTER = struct.Struct(">Q")
+_TAIL = struct.Struct(">8sQ")
 SEALED_OVERHEAD = crypto.BOX_OVERHEAD + 16 + _TIMESTAMP.size
 """Bytes of a sealed datagram beside its body, in either mode: 24 + 16 for the box, 16 + 8 inside it."""
 MIN_SEALED_SIZE = SEALED_OVERHEAD + 4
@@ -123,7 +123,10 @@ class LocalKeys:
         """Seconds that a datagram's timestamp may lie away from its sender's clock."""
         self.current = SessionKey(0)
         self.previous: SessionKey | None = None
-        self._clock_offset = wall - now
+        self.workspace = crypto.Workspace()
+        """For every pair of ours: who seals or opens holds the node's lock."""
+        self.clock_offset = wall - now
+        """Seconds between the monotonic clock and our session clock."""
         self._nonce_secret = crypto.random_bytes(32)
 
     def change_identity(self, sign_seed: bytes) -> None:
@@ -135,7 +138,7 @@ class LocalKeys:
 
     def session_time(self, now: float) -> float:
         """Seconds of our session clock."""
-        return now + self._clock_offset
+        return now + self.clock_offset
 
     def rotate(self) -> None:
         """Make a new current key; the previous one is overwritten, the current one becomes the previous."""
@@ -188,17 +191,18 @@ class Pair:
     """
 
     __slots__ = (
+        "_open_key",
+        "_seal_key",
+        "_seal_tag",
+        "_workspace",
         "confirm_at",
         "confirms",
         "counter",
         "from_hello",
         "mine",
-        "open_key",
         "open_tag",
         "opened",
         "order",
-        "seal_key",
-        "seal_tag",
         "theirs",
         "window",
     )
@@ -207,8 +211,9 @@ class Pair:
         shared = crypto.shared_key(mine.private, theirs)
         outward = crypto.derive(shared, local.sign_public + sign + mine.public + theirs, 40, PERSON)
         inward = crypto.derive(shared, sign + local.sign_public + theirs + mine.public, 40, PERSON)
-        self.seal_key, self.seal_tag = outward[:32], outward[32:]
-        self.open_key, self.open_tag = inward[:32], inward[32:]
+        self._seal_key, self._seal_tag = outward[:32], outward[32:]
+        self._open_key, self.open_tag = inward[:32], inward[32:]
+        self._workspace = local.workspace
         self.mine = mine
         self.theirs = theirs
         self.order = 0
@@ -219,11 +224,19 @@ class Pair:
         self.confirms = 0
         self.confirm_at = float("inf")
 
-    def seal(self, body: bytes, timestamp: float) -> bytes:
-        """The sealed datagram around `body`; each call uses up one counter."""
-        tail = crypto.random_bytes(8) + _COUNTER.pack(self.counter)
-        self.counter += 1
-        return crypto.seal(self.seal_key, self.seal_tag + tail, tail + _TIMESTAMP.pack(timestamp) + body)
+    def seal(self, bodies: Sequence[bytes], timestamp: float) -> list[bytes]:
+        """The sealed datagrams around `bodies`; each uses up one counter."""
+        seal, key, tag, counter = self._workspace.seal, self._seal_key, self._seal_tag, self.counter
+        self.counter += len(bodies)
+        stamp = _TIMESTAMP.pack(timestamp)
+        # The counter alone makes the nonce unique under this key. The random bytes are there because whoever
+        # learns one nonce must not know the message nonce of another datagram; one call brings them all.
+        random_bytes = crypto.random_bytes(8 * len(bodies))
+        datagrams = []
+        for index, body in enumerate(bodies):
+            tail = _TAIL.pack(random_bytes[8 * index : 8 * index + 8], counter + index)
+            datagrams.append(seal(key, tag + tail, b"%b%b%b" % (tail, stamp, body)))
+        return datagrams
 
     def open(self, datagram: bytes) -> tuple[float, bytes]:
         """Authenticate a datagram with our tag and return its timestamp and body, once.
@@ -232,11 +245,11 @@ class Pair:
             PacketError: ``forged`` (does not open), ``replayed`` (its counter was accepted, or is too old).
         """
         try:
-            plain = crypto.open_sealed(self.open_key, datagram)
+            plain = self._workspace.open(self._open_key, datagram)
         except crypto.DecryptionError as error:
             raise PacketError("forged") from error
         if plain[:16] != datagram[8:24]:
             raise PacketError("forged")
         if not self.window.accept(int.from_bytes(datagram[16:24], "big")):
             raise PacketError("replayed")
-        return _TIMESTAMP.unpack_from(plain, 16)[0], plain[24:]
+        return _TIMESTAMP.unpack(plain[16:24])[0], plain[24 : len(datagram) - crypto.BOX_OVERHEAD]

@@ -24,7 +24,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_announce import Introductions
     from vault_udp_base import PIN_AFTER_SILENCE
     from vault_udp_encryption import VaultAsymmetricEncryption
-    from vault_udp_keys import MIN_SEALED_SIZE, Pair
+    from vault_udp_keys import MIN_SEALED_SIZE, TAG_SIZE, Pair
     from vault_udp_packet import PacketError
     from vault_udp_peer import Peer
     from vault_udp_rate_limit import RateLimiter
@@ -38,7 +38,7 @@ else:
     from .vault_udp_announce import Introductions
     from .vault_udp_base import PIN_AFTER_SILENCE
     from .vault_udp_encryption import VaultAsymmetricEncryption
-    from .vault_udp_keys import MIN_SEALED_SIZE, Pair
+    from .vault_udp_keys import MIN_SEALED_SIZE, TAG_SIZE, Pair
     from .vault_udp_packet import PacketError
     from .vault_udp_peer import Peer
     from .vault_udp_rate_limit import RateLimiter
@@ -124,39 +124,66 @@ class Node(NodeState):
         """Decide about datagrams that arrived from `source`."""
         self.local.max_age = encryption_module.MAX_MESSAGE_AGE_SECONDS
         self.counters["datagrams_received"] += len(datagrams)
-        tags = self.tags
-        for datagram in datagrams:
-            try:
-                known = tags.get(datagram[:8])
-                if known is not None:
-                    self._receive_sealed(known[0], known[1], datagram, source, now)
-                else:
-                    self._receive_untagged(datagram, source, now)
-            except PacketError as error:
-                self.count_drop(error.reason, source, now)
+        start, count = 0, len(datagrams)
+        while start < count:
+            tag = datagrams[start][:TAG_SIZE]
+            known = self.tags.get(tag)
+            if known is None:
+                try:
+                    self._receive_untagged(datagrams[start], source, now)
+                except PacketError as error:
+                    self.count_drop(error.reason, source, now)
+                start += 1
+                continue
+            end = start + 1
+            while end < count and datagrams[end].startswith(tag):
+                end += 1
+            self._receive_sealed(known[0], known[1], datagrams[start:end], source, now)
+            start = end
 
     def _receive_sealed(
-        self, session: Session, pair: Pair, datagram: bytes, source: Address, now: float
+        self, session: Session, pair: Pair, datagrams: Sequence[bytes], source: Address, now: float
     ) -> None:
+        """Open datagrams that bear the tag of `pair`; messages are delivered together, in their order."""
         peer: Peer = session.owner
-        was_up = session.up
-        body_bytes, fresh = session.open(pair, datagram, source, now)
-        if not was_up:
-            self._came_up(peer, now)
-        try:
-            body = packet.read_body(body_bytes)
-            if body.control:
-                if session.receive_control(pair, body.control, source, fresh, now):
-                    self._receive_goodbye(peer, now)
-                return
-            if not fresh:
-                session.outside_window(pair, now)
-            if body.version != packet.PROTOCOL_VERSION:
-                raise PacketError("downgrade_refused")
+        messages: list[bytes] = []
+        is_up = session.up
+        for index, datagram in enumerate(datagrams):
+            try:
+                body, fresh = session.open(pair, datagram, source, now)
+                if not is_up and session.up:
+                    is_up = True
+                    self._came_up(peer, now)
+                message = packet.read_stored_body(body) if fresh else None
+                if message is not None:
+                    messages.append(message)
+                    continue
+                messages.extend(self._read_body(peer, pair, body, source, fresh, now))
+            except PacketError as error:
+                self.count_drop(error.reason, source, now)
+            if pair.open_tag not in self.tags:
+                # It was a goodbye: the pair is closed, whatever stands behind it.
+                self.counters["unknown_tag"] += len(datagrams) - index - 1
+                break
+        if messages:
             session.note_data(now)
-            self._deliver(peer, body.messages or (packet.read_frame(body.payload),), now)
-        finally:
-            self.schedule(peer)
+            self._deliver(peer, messages, now)
+        self.schedule(peer)
+
+    def _read_body(
+        self, peer: Peer, pair: Pair, body_bytes: bytes, source: Address, fresh: bool, now: float
+    ) -> Sequence[bytes]:
+        """Act on a body that opened, if it is control; else return its messages."""
+        session, body = peer.session, packet.read_body(body_bytes)
+        if body.control:
+            if session.receive_control(pair, body.control, source, fresh, now):
+                self._receive_goodbye(peer, now)
+            return ()
+        if not fresh:
+            session.outside_window(pair, now)
+        if body.version != packet.PROTOCOL_VERSION:
+            raise PacketError("downgrade_refused")
+        return body.messages or (packet.read_frame(body.payload),)
 
     def _deliver(self, peer: Peer, messages: Sequence[bytes], now: float) -> None:
         if self._rate_limiter is not None:

@@ -14,6 +14,7 @@ together; ``c`` carries control. A body has at most one of the three. Unknown me
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
 
@@ -47,7 +48,8 @@ _CONTROL_KEY = b"\xa1c"
 _PADDING_KEY = b"\xa1g"
 _EMPTY_BIN = b"\xc4\x00"
 
-BODY_OVERHEAD = len(_BODY_HEAD) + 3 + len(_CONTROL_KEY + _EMPTY_BIN) + len(_PADDING_KEY) + 2
+_FRAME_START = len(_BODY_HEAD) + 3
+BODY_OVERHEAD = _FRAME_START + len(_CONTROL_KEY + _EMPTY_BIN) + len(_PADDING_KEY) + 2
 """Bytes of a v2 payload body that are neither frame nor padding."""
 COALESCED_OVERHEAD = len(_BODY_HEAD_COALESCED) + 3 + len(_PADDING_KEY) + 2
 """Bytes of a coalesced body that are neither messages nor padding."""
@@ -192,6 +194,36 @@ def make_payload_body(frame: bytes, body_size: int) -> bytes:
     return _padded(head, body_size)
 
 
+def make_stored_body(message: bytes, body_size: int) -> bytes:
+    """`make_payload_body(store_frame(message), body_size)`, from what all bodies of that length share."""
+    head, tail = _around_stored(len(message), body_size)
+    return b"%b%b%b" % (head, message, tail)
+
+
+def read_stored_body(body: bytes) -> bytes | None:
+    """The message of a body that is, its padding aside, as `make_stored_body` makes it; else None.
+
+    Such a body needs no parser: it is compared with the one that we would write.
+    """
+    frame_size = int.from_bytes(body[len(_BODY_HEAD) + 1 : _FRAME_START], "big")
+    if frame_size > len(body) - BODY_OVERHEAD:
+        return None
+    size = frame_size - (9 if frame_size < 265 else 10)
+    head, tail = _around_stored(max(size, 0), len(body))
+    start = len(head)
+    if body[:start] == head and body[start + size : start + size + 9] == tail[:9]:
+        return body[start : start + size]
+    return None
+
+
+@functools.lru_cache(maxsize=2048)
+def _around_stored(message_size: int, body_size: int) -> tuple[bytes, bytes]:
+    message = bytes(message_size)
+    body = make_payload_body(store_frame(message), body_size)
+    start = _FRAME_START + len(store_frame(message)) - message_size
+    return body[:start], body[start + message_size :]
+
+
 def make_control_body(control: bytes, body_size: int) -> bytes:
     """A v2 body of exactly `body_size` bytes around control JSON."""
     head = b"%b\xc4\x00\xa1c\xc5%b%b" % (_BODY_HEAD, len(control).to_bytes(2, "big"), control)
@@ -218,7 +250,7 @@ def make_bodies(messages: Sequence[bytes], body_size: int, coalesce: bool) -> li
 
     def close_group() -> None:
         if len(group) == 1:
-            bodies.append(make_payload_body(store_frame(group[0]), body_size))
+            bodies.append(make_stored_body(group[0], body_size))
         elif group:
             bodies.append(make_coalesced_body(group, body_size))
         group.clear()
@@ -260,13 +292,6 @@ def read_body(body: bytes) -> Body:
         PacketError: ``bad_body`` (not msgpack, wrong types, duplicate members), ``other_version``,
             ``mixed_body`` (more than one of payload, control and messages), ``too_many_messages``.
     """
-    if body[:6] == _BODY_HEAD and body[6:7] == b"\xc5":
-        # The layout that we write ourselves, read directly: one payload, no control.
-        end = 9 + int.from_bytes(body[7:9], "big")
-        if body[end : end + 7] == b"\xa1c\xc4\x00\xa1g\xc5" and len(body) == end + 9 + int.from_bytes(
-            body[end + 7 : end + 9], "big"
-        ):
-            return Body(2, body[9:end], b"")
     try:
         content = msgpack.unpackb(
             body,

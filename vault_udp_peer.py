@@ -12,9 +12,11 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Callable
 
 if TYPE_CHECKING or not __package__:
+    import vault_udp_packet as packet
     from vault_udp_address import Address
     from vault_udp_session import NEVER, Session
 else:
+    from . import vault_udp_packet as packet
     from .vault_udp_address import Address
     from .vault_udp_session import NEVER, Session
 
@@ -46,6 +48,7 @@ class Peer:
         "probe_until",
         "queue",
         "rejected",
+        "room",
         "scheduled",
         "session",
         "supplied",
@@ -62,10 +65,12 @@ class Peer:
         """The identity that this address is pinned to, empty if none."""
         self.queue: deque[tuple[float, bytes]] = deque()
         """(when it was queued, message): what waits for keys."""
-        self.lane: deque[bytes] = deque()
-        """Messages handed to the send thread, for which there are keys."""
+        self.room = packet.message_room(session.body_size)
+        """Bytes of a message that fits uncompressed."""
+        self.lane: list[bytes] = []
+        """Messages on their way to the send thread; who appends without the lock looks at `laned` then."""
         self.laned = False
-        """Whether the send thread knows that there is something in `lane` or `queue`."""
+        """The send thread has still to look at `lane` and `queue`."""
         self.base_ready = False
         self.announce_at = NEVER
         self.announced_since = -NEVER

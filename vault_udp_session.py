@@ -248,13 +248,17 @@ class Session:
         timestamp, body = pair.open(datagram)
         self.last_opened = now
         self._unanswered_since = NEVER
-        self._pings_unanswered = 0
-        self.lost = False
         if source != self.endpoint and pair.window.highest > newest:
             self.validate(source, now, pair)
+        if not pair.opened or self.lost:
+            self._revive(pair, now)
+        local = self.local
+        return body, abs(timestamp - now - local.clock_offset - self.clock_offset) <= local.max_age
+
+    def _revive(self, pair: Pair, now: float) -> None:
+        self.lost = False
         if not pair.opened:
             self._first_opened(pair, now)
-        return body, abs(timestamp - self.local.session_time(now) - self.clock_offset) <= self.local.max_age
 
     def _first_opened(self, pair: Pair, now: float) -> None:
         pair.opened, pair.confirm_at = True, NEVER
@@ -276,7 +280,7 @@ class Session:
     def suspect(self, now: float) -> None:
         """There are signs that the peer is gone: ping it as if it had left data unanswered."""
         if self._unanswered_since == NEVER:
-            self._unanswered_since = now
+            self._unanswered_since, self._pings_unanswered = now, 0
 
     def receive_control(self, pair: Pair, control: bytes, source: Address, fresh: bool, now: float) -> bool:
         """Act on a control message that opened under `pair`; True for a goodbye.
@@ -359,9 +363,8 @@ class Session:
         assert pair is not None
         self._acknowledge_at = NEVER
         if self._unanswered_since == NEVER:
-            self._unanswered_since = now
-        timestamp = self.local.session_time(now)
-        return [pair.seal(body, timestamp) for body in bodies]
+            self._unanswered_since, self._pings_unanswered = now, 0
+        return pair.seal(bodies, self.local.session_time(now))
 
     def note_data(self, now: float) -> None:
         """User data has arrived: if nothing goes back within 2 s, say so."""
@@ -403,7 +406,8 @@ class Session:
     def _control(self, pair: Pair, members: dict[str, object], now: float, to: Address | None = None) -> None:
         self._acknowledge_at = NEVER
         body = packet.make_control_body(packet.write_json(members), self.body_size)
-        self._outgoing.append((to or self.endpoint, pair.seal(body, self.local.session_time(now))))
+        (datagram,) = pair.seal((body,), self.local.session_time(now))
+        self._outgoing.append((to or self.endpoint, datagram))
 
     # ------------------------------------------------------------------------------------------- timers
 

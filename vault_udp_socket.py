@@ -20,7 +20,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple, Sequence, Union
+from typing import TYPE_CHECKING, Any, Iterator, NamedTuple, Sequence, Union
 
 from PySignal import Signal
 
@@ -116,10 +116,15 @@ TOTAL_OVERHEAD = (
 )
 """Bytes between an interface's MTU and the room that `get_stats()['mtu']` shows."""
 
-SEND_QUEUE_SIZE = 4096
-"""Messages that may wait for the send thread; `send_data` waits when there are more."""
-MESSAGES_PER_ROUND = 512
-"""Messages of one peer that the send thread seals in one go."""
+LANE_SIZE = 4096
+"""Messages for one peer that may wait for the send thread; `send_data` waits when there are more."""
+LANES_SIZE = 65536
+"""The same for all peers together, if more than 16 have messages waiting."""
+BYTES_PER_ROUND = 131072
+"""About as many bytes of one peer's messages does the send thread seal in one go."""
+BURST_GAP = 15e-6
+BURST_LENGTH = 4
+"""So many messages, each so many seconds after the one before, are a burst: the send thread takes over."""
 NOT_TEXT_WARNING_INTERVAL = 60.0
 
 
@@ -218,8 +223,11 @@ class UDPSocketClass:
         self._ready = threading.Condition(self._lock)
         """Notified when a peer has become ready."""
         self._laned: deque[Peer] = deque()
-        self._waiting = 0
+        self._by_name = self._node.table.by_name
+        self._lane_size = LANE_SIZE
         self._sending = False
+        self._last_direct = 0.0
+        self._quick = 0
         self._sleeps_until = 0.0
         self._stopped = False
         self._for_callbacks: deque[Event] = deque()
@@ -332,6 +340,25 @@ class UDPSocketClass:
             InvalidArgumentError, InvalidPortError: addr is not an address.
             StoppedError: after `stop`.
         """
+        # The way of a burst: what waits for this peer is still to be taken by the send thread, so one message
+        # more needs no lock. `laned` is looked at again behind it: the send thread clears it before it looks
+        # into the lane, so either it sees the message, or we see that it may not have.
+        peer = self._by_name.get(addr) if addr.__class__ is tuple else None
+        if (
+            peer is not None
+            and peer.laned
+            and data.__class__ is bytes
+            and len(data) <= peer.room
+            and len(peer.lane) < self._lane_size
+        ):
+            peer.lane.append(data)
+            if not peer.laned:
+                with self._lock:
+                    self._lane_locked(peer)
+            return
+        self._send(data, addr)
+
+    def _send(self, data: Data, addr: Address | None) -> None:
         if isinstance(data, str):
             data = data.encode()
         elif not isinstance(data, bytes):
@@ -341,14 +368,15 @@ class UDPSocketClass:
         direct: list[tuple[Address, list[bytes]]] = []
         with self._lock:
             self._check_running()
-            self._room.wait_for(lambda: self._waiting < SEND_QUEUE_SIZE or self._stopped)
-            self._check_running()
             now = time.monotonic()
+            self._quick = self._quick + 1 if now - self._last_direct < BURST_GAP else 0
             for peer in self._targets_locked(address, now):
                 self._submit_locked(peer, message, now, direct)
             datagrams = self._datagrams
-        for endpoint, sealed in direct:
-            datagrams.send(sealed, endpoint)
+        if direct:
+            for endpoint, sealed in direct:
+                datagrams.send(sealed, endpoint)
+            self._last_direct = time.monotonic()
 
     def _fit(self, data: bytes, address: Address | None) -> bytes:
         """`data` if it fits raw, else compressed."""
@@ -375,18 +403,21 @@ class UDPSocketClass:
         if not self._node.is_ready(peer, now):
             self._node.queue(peer, message, now)
             self._wake_sender_locked()
-        elif self._sending or self._waiting or peer.queue:
+        elif self._sending or peer.laned or peer.queue or self._quick >= BURST_LENGTH:
+            while len(peer.lane) >= self._lane_size:
+                self._room.wait()
+                self._check_running()
             peer.lane.append(message)
-            self._waiting += 1
             self._lane_locked(peer)
         else:
             # Nothing waits: the message leaves in the caller's thread.
-            direct.append(self._node.seal_messages(peer, [message], now))
+            direct.append(self._node.seal_messages(peer, (message,), now))
 
     def _lane_locked(self, peer: Peer) -> None:
         if not peer.laned:
             peer.laned = True
             self._laned.append(peer)
+            self._lane_size = min(LANE_SIZE, LANES_SIZE // len(self._laned))
             self._work.notify()
 
     def _wake_sender_locked(self) -> None:
@@ -408,7 +439,6 @@ class UDPSocketClass:
                 batches = self._take_batches_locked(now)
                 effects = self._take_effects_locked()
                 self._sending = True
-                self._room.notify_all()
                 datagrams = self._datagrams
             for endpoint, sealed in batches:
                 datagrams.send(sealed, endpoint)
@@ -436,14 +466,18 @@ class UDPSocketClass:
             peer.laned = False
             lane, ready = peer.lane, self._node.is_ready(peer, now)
             messages = self._node.take_queue(peer) if ready else []
-            while lane and len(messages) < MESSAGES_PER_ROUND:
-                messages.append(lane.popleft())
-                self._waiting -= 1
+            if lane:
+                count = max(64, BYTES_PER_ROUND // (len(lane[0]) + packet.MESSAGE_OVERHEAD))
+                messages += lane[:count]
+                del lane[:count]
             if lane:
                 self._lane_locked(peer)
+            else:
+                # Only now: who waits for room and runs beside this thread costs both of them their pace.
+                self._room.notify_all()
             if ready and messages:
                 batches.append(self._node.seal_messages(peer, messages, now))
-            elif messages:
+            else:
                 for message in messages:
                     self._node.queue(peer, message, now)
         return batches
@@ -503,18 +537,22 @@ class UDPSocketClass:
             self.udp_peer_rejected.emit(event.address, event.detail)
 
     def _deliver(self, address: Address, messages: Sequence[bytes]) -> None:
-        emit_bytes = self.udp_recv_bytes.emit
+        self.udp_recv_bytes.emit_each(self._until_stopped(messages), address)
+        if self.udp_recv_data.connected:
+            self.udp_recv_data.emit_each(self._texts(messages, address), address)
+
+    def _until_stopped(self, messages: Sequence[bytes]) -> Iterator[bytes]:
         for message in messages:
             if self._stopped:
                 return
-            emit_bytes(message, address)
-            if self.udp_recv_data.connected:
-                try:
-                    text = message.decode()
-                except UnicodeDecodeError:
-                    self._note_not_text(address)
-                    continue
-                self.udp_recv_data.emit(text, address)
+            yield message
+
+    def _texts(self, messages: Sequence[bytes], address: Address) -> Iterator[str]:
+        for message in self._until_stopped(messages):
+            try:
+                yield message.decode()
+            except UnicodeDecodeError:
+                self._note_not_text(address)
 
     def _note_not_text(self, address: Address) -> None:
         if self.udp_recv_bytes.connected:

@@ -245,6 +245,9 @@ def _not_authentic() -> DecryptionError:
     return DecryptionError("the message is not authentic: sealed with another key, or changed on the way")
 
 
+_WORKSPACE_SIZE = 65536
+
+
 def _choose_functions() -> tuple[Seal, OpenSealed]:
     by_bindings = seal, open_sealed = _bindings_functions()
     key, nonce, plain = b"k" * KEY_SIZE, b"n" * NONCE_SIZE, b"plain text of odd length"
@@ -268,6 +271,55 @@ seal, open_sealed = _choose_functions()
 `open_sealed(key, datagram)` returns the plaintext of what `seal` returned, else raises `DecryptionError`;
 a datagram that is no bytes object must not change during the call.
 """
+_uses_cffi = seal.__module__ == __name__ and "_cffi" in seal.__qualname__
+
+
+class Workspace:
+    """Seals and opens in one buffer that is reused from call to call, which saves a third of the time.
+
+    Not thread-safe: its owner holds a lock during each call, and until it has copied what `open` left.
+    """
+
+    __slots__ = ("open", "seal")
+
+    def __init__(self) -> None:
+        self.seal, self.open = _workspace_functions()
+
+
+def _workspace_functions() -> tuple[Seal, Callable[[bytes, bytes], Any]]:
+    """(seal, open): `seal` as above; `open(key, datagram)` returns a buffer with the plaintext in front.
+
+    What lies behind the plaintext (`len(datagram) - BOX_OVERHEAD` bytes) in that buffer is left over from
+    earlier calls. Both take bytes only, of at most 65,535 bytes.
+    """
+    if not _uses_cffi:
+        return seal, open_sealed
+    from nacl._sodium import ffi, lib
+
+    box_easy, box_open_easy = lib.crypto_box_easy_afternm, lib.crypto_box_open_easy_afternm
+    memory = ffi.new("unsigned char[]", _WORKSPACE_SIZE)
+    view, sealed_at = ffi.buffer(memory), memory + NONCE_SIZE
+
+    def seal_here(key: bytes, nonce: bytes, plain: bytes) -> bytes:
+        size = len(plain)
+        if len(key) != KEY_SIZE or len(nonce) != NONCE_SIZE or size > _WORKSPACE_SIZE - BOX_OVERHEAD:
+            return seal(key, nonce, plain)
+        if box_easy(sealed_at, plain, size, nonce, key) != 0:
+            raise EncryptionError(f"libsodium refused to seal {size} bytes")
+        view[:NONCE_SIZE] = nonce
+        sealed: bytes = view[: size + BOX_OVERHEAD]
+        return sealed
+
+    def open_here(key: bytes, datagram: bytes) -> Any:
+        size = len(datagram)
+        if len(key) != KEY_SIZE or not BOX_OVERHEAD <= size <= _WORKSPACE_SIZE:
+            return open_sealed(key, datagram)
+        # The datagram itself is passed as the nonce: libsodium reads its first 24 bytes.
+        if box_open_easy(memory, datagram[NONCE_SIZE:], size - NONCE_SIZE, datagram, key) != 0:
+            raise _not_authentic()
+        return view
+
+    return seal_here, open_here
 
 
 # --- public layer: keys as Base64 text ---------------------------------------------------------------------
