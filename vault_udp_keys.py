@@ -45,6 +45,7 @@ _NO_NONCE = bytes(16)
 TAG_SIZE = 8
 _TIMESTAMP = struct.Struct(">d")
 _TAIL = struct.Struct(">8sQ")
+_INNER = struct.Struct(">8sQd")
 SEALED_OVERHEAD = crypto.BOX_OVERHEAD + 16 + _TIMESTAMP.size
 """Bytes of a sealed datagram beside its body, in either mode: 24 + 16 for the box, 16 + 8 inside it."""
 MIN_SEALED_SIZE = SEALED_OVERHEAD + 4
@@ -248,8 +249,10 @@ class Pair:
             plain = self._workspace.open(self._open_key, datagram)
         except crypto.DecryptionError as error:
             raise PacketError("forged") from error
-        if plain[:16] != datagram[8:24]:
+        inner = plain[:24]
+        if not inner.startswith(datagram[8:24]):
             raise PacketError("forged")
-        if not self.window.accept(int.from_bytes(datagram[16:24], "big")):
+        _, counter, timestamp = _INNER.unpack(inner)
+        if not self.window.accept(counter):
             raise PacketError("replayed")
-        return _TIMESTAMP.unpack(plain[16:24])[0], plain[24 : len(datagram) - crypto.BOX_OVERHEAD]
+        return timestamp, plain[24 : len(datagram) - crypto.BOX_OVERHEAD]

@@ -147,14 +147,20 @@ class Node(NodeState):
         """Open datagrams that bear the tag of `pair`; messages are delivered together, in their order."""
         peer: Peer = session.owner
         messages: list[bytes] = []
-        is_up = session.up
+        earliest, latest = session.fresh_timestamps(now)
+        newest, heard, layout = pair.window.highest, False, None
         for index, datagram in enumerate(datagrams):
             try:
-                body, fresh = session.open(pair, datagram, source, now)
-                if not is_up and session.up:
-                    is_up = True
-                    self._came_up(peer, now)
-                message = packet.read_stored_body(body) if fresh else None
+                timestamp, body = pair.open(datagram)
+                if not heard:
+                    heard = True
+                    self._heard(peer, pair, source, pair.window.highest > newest, now)
+                fresh = earliest <= timestamp <= latest
+                # What most datagrams are: one message, as long as the one before.
+                message = layout.read(body) if layout is not None and fresh else None
+                if message is None:
+                    layout = packet.likely_layout(body)
+                    message = layout.read(body) if layout is not None and fresh else None
                 if message is not None:
                     messages.append(message)
                     continue
@@ -169,6 +175,12 @@ class Node(NodeState):
             session.note_data(now)
             self._deliver(peer, messages, now)
         self.schedule(peer)
+
+    def _heard(self, peer: Peer, pair: Pair, source: Address, is_newest: bool, now: float) -> None:
+        was_up = peer.session.up
+        peer.session.heard(pair, source, is_newest, now)
+        if not was_up and peer.session.up:
+            self._came_up(peer, now)
 
     def _read_body(
         self, peer: Peer, pair: Pair, body_bytes: bytes, source: Address, fresh: bool, now: float

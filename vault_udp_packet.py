@@ -194,34 +194,49 @@ def make_payload_body(frame: bytes, body_size: int) -> bytes:
     return _padded(head, body_size)
 
 
-def make_stored_body(message: bytes, body_size: int) -> bytes:
-    """`make_payload_body(store_frame(message), body_size)`, from what all bodies of that length share."""
-    head, tail = _around_stored(len(message), body_size)
-    return b"%b%b%b" % (head, message, tail)
+class StoredLayout(NamedTuple):
+    """What all bodies of one size share that carry one stored message of one size."""
 
+    head: bytes
+    end: int
+    """Where the message ends; it starts behind `head`."""
+    tail: bytes
+    """What follows the message, up to the padding."""
+    padding: bytes
+    body_size: int
 
-def read_stored_body(body: bytes) -> bytes | None:
-    """The message of a body that is, its padding aside, as `make_stored_body` makes it; else None.
+    def make(self, message: bytes) -> bytes:
+        """`make_payload_body(store_frame(message), body_size)`."""
+        return b"%b%b%b%b" % (self.head, message, self.tail, self.padding)
 
-    Such a body needs no parser: it is compared with the one that we would write.
-    """
-    frame_size = int.from_bytes(body[len(_BODY_HEAD) + 1 : _FRAME_START], "big")
-    if frame_size > len(body) - BODY_OVERHEAD:
+    def read(self, body: bytes) -> bytes | None:
+        """The message of a body as `make` makes it, whatever its padding; None for any other body.
+
+        Such a body needs no parser: all that is not message or padding is compared.
+        """
+        head, end, tail, _, body_size = self
+        if len(body) == body_size and body.startswith(head) and body.startswith(tail, end):
+            return body[len(head) : end]
         return None
-    size = frame_size - (9 if frame_size < 265 else 10)
-    head, tail = _around_stored(max(size, 0), len(body))
-    start = len(head)
-    if body[:start] == head and body[start + size : start + size + 9] == tail[:9]:
-        return body[start : start + size]
-    return None
 
 
 @functools.lru_cache(maxsize=2048)
-def _around_stored(message_size: int, body_size: int) -> tuple[bytes, bytes]:
-    message = bytes(message_size)
-    body = make_payload_body(store_frame(message), body_size)
-    start = _FRAME_START + len(store_frame(message)) - message_size
-    return body[:start], body[start + message_size :]
+def stored_layout(message_size: int, body_size: int) -> StoredLayout:
+    """The layout of a stored message of that size, which must fit."""
+    frame = store_frame(bytes(message_size))
+    body = make_payload_body(frame, body_size)
+    end = _FRAME_START + len(frame)
+    tail_end = end + len(_CONTROL_KEY + _EMPTY_BIN + _PADDING_KEY) + 3
+    return StoredLayout(body[: end - message_size], end, body[end:tail_end], body[tail_end:], body_size)
+
+
+def likely_layout(body: bytes) -> StoredLayout | None:
+    """The one layout that this body may have, by the length of its payload; None if it can have none."""
+    frame_size = int.from_bytes(body[_FRAME_START - 2 : _FRAME_START], "big")
+    message_size = frame_size - (9 if frame_size < 265 else 10)
+    if message_size < 0 or frame_size > len(body) - BODY_OVERHEAD:
+        return None
+    return stored_layout(message_size, len(body))
 
 
 def make_control_body(control: bytes, body_size: int) -> bytes:
@@ -244,27 +259,27 @@ def make_bodies(messages: Sequence[bytes], body_size: int, coalesce: bool) -> li
         messages: raw (at most `message_room` bytes), or a `CompressedFrame`.
     """
     bodies: list[bytes] = []
-    group: list[bytes] = []
     room = body_size - COALESCED_OVERHEAD if coalesce else 0
-    left = room
-
-    def close_group() -> None:
-        if len(group) == 1:
-            bodies.append(make_stored_body(group[0], body_size))
-        elif group:
-            bodies.append(make_coalesced_body(group, body_size))
-        group.clear()
-
-    for message in messages:
-        left -= len(message) + MESSAGE_OVERHEAD
-        if left < 0 or len(group) >= MAX_MESSAGES_PER_BODY or isinstance(message, CompressedFrame):
-            close_group()
-            left = room - len(message) - MESSAGE_OVERHEAD
+    count, start = len(messages), 0
+    while start < count:
+        message = messages[start]
+        end = start + 1
         if isinstance(message, CompressedFrame):
             bodies.append(make_payload_body(message, body_size))
         else:
-            group.append(message)
-    close_group()
+            size = len(message)
+            left = room - size - MESSAGE_OVERHEAD
+            last = min(count, start + MAX_MESSAGES_PER_BODY)
+            while end < last and not isinstance(messages[end], CompressedFrame):
+                left -= len(messages[end]) + MESSAGE_OVERHEAD
+                if left < 0:
+                    break
+                end += 1
+            if end == start + 1:
+                bodies.append(stored_layout(size, body_size).make(message))
+            else:
+                bodies.append(make_coalesced_body(messages[start:end], body_size))
+        start = end
     return bodies
 
 

@@ -31,8 +31,12 @@ class CounterWindow:
 
     def accept(self, counter: int) -> bool:
         """Remember `counter`; False if it was accepted before or is too old to tell."""
-        highest = self.highest
-        ring = self._ring
+        highest, ring = self.highest, self._ring
+        if counter == highest + 1 and counter & 7:
+            # The usual case, and the next bit of the same byte: nothing to clear, nothing to compare.
+            self.highest = counter
+            ring[(counter >> 3) % _RING_BYTES] |= 1 << (counter & 7)
+            return True
         if counter > highest:
             if not ring:
                 ring = self._ring = bytearray(_RING_BYTES)

@@ -238,25 +238,18 @@ class Session:
 
     # ---------------------------------------------------------------------------------------- receiving
 
-    def open(self, pair: Pair, datagram: bytes, source: Address, now: float) -> tuple[bytes, bool]:
-        """Open a datagram of `pair`: its body, and whether its timestamp is inside the window.
+    def fresh_timestamps(self, now: float) -> tuple[float, float]:
+        """The earliest and the latest timestamp that a datagram of this peer may bear now."""
+        peer_time = self.local.session_time(now) + self.clock_offset
+        return peer_time - self.local.max_age, peer_time + self.local.max_age
 
-        Raises:
-            PacketError: ``forged``, ``replayed``.
-        """
-        newest = pair.window.highest
-        timestamp, body = pair.open(datagram)
+    def heard(self, pair: Pair, source: Address, is_newest: bool, now: float) -> None:
+        """A datagram has opened under `pair`; `is_newest` says that its counter is the highest so far."""
         self.last_opened = now
         self._unanswered_since = NEVER
-        if source != self.endpoint and pair.window.highest > newest:
-            self.validate(source, now, pair)
-        if not pair.opened or self.lost:
-            self._revive(pair, now)
-        local = self.local
-        return body, abs(timestamp - now - local.clock_offset - self.clock_offset) <= local.max_age
-
-    def _revive(self, pair: Pair, now: float) -> None:
         self.lost = False
+        if source != self.endpoint and is_newest:
+            self.validate(source, now, pair)
         if not pair.opened:
             self._first_opened(pair, now)
 
