@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hellos, nonces and pairs: who can prove what to whom."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import vault_udp_socket_helper as crypto
+from vault_udp_keys import (
+    FLAG_COALESCE,
+    HELLO_LABEL,
+    NONCE_SLOT,
+    Hello,
+    LocalKeys,
+    Pair,
+    proof_is_good,
+    read_hello_untrusted,
+)
+from vault_udp_packet import PacketError
+
+ADDRESS = ("10.0.0.1", 1001)
+
+
+def local_keys(now: float = 1000.0, wall: float = 5e8) -> LocalKeys:
+    return LocalKeys(crypto.new_sign_seed(), now, wall)
+
+
+def hello_of(keys: LocalKeys, now: float = 1000.0, **fields: bytes) -> tuple[bytes, bytes]:
+    members = keys.hello_members(ADDRESS, now, **fields)
+    return crypto.b64_str_to_bytes(members["hello"]), crypto.b64_str_to_bytes(members["proof"])
+
+
+def pair_of_two() -> tuple[Pair, Pair]:
+    alice, bob = local_keys(), local_keys()
+    return (
+        Pair(alice, bob.sign_public, alice.current, bob.current.public),
+        Pair(bob, alice.sign_public, bob.current, alice.current.public),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ hello
+
+
+def test_the_blob_has_the_layout_of_the_design() -> None:
+    keys = local_keys(now=1000.0, wall=1_700_000_000.5)
+    keys.rotate()
+    echo, holds, to_sign = b"e" * 16, b"h" * 32, b"t" * 32
+    blob, _ = hello_of(keys, echo=echo, holds=holds, to_sign=to_sign)
+    assert len(blob) == 198
+    assert blob[:24] == b"py-vault-udp/2 hello" + bytes(4)
+    assert int.from_bytes(blob[24:26], "big") == FLAG_COALESCE
+    assert int.from_bytes(blob[26:30], "big") == 1
+    assert int.from_bytes(blob[30:38], "big") == 1_700_000_000_500
+    assert blob[38:70] == keys.sign_public
+    assert blob[70:102] == keys.current.public
+    assert blob[102:134] == to_sign
+    assert blob[134:166] == holds
+    assert blob[166:182] == keys.nonce_for(ADDRESS, 1000.0)
+    assert blob[182:198] == echo
+
+
+@given(
+    st.integers(0, 2**16 - 1),
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 2**40),
+    st.lists(st.binary(min_size=32, max_size=32), min_size=4, max_size=4),
+    st.lists(st.binary(min_size=16, max_size=16), min_size=2, max_size=2),
+    st.binary(max_size=40),
+)
+def test_a_hello_survives_the_journey_and_later_bytes_are_ignored(
+    flags: int, epoch: int, seconds: int, keys: list[bytes], nonces: list[bytes], later: bytes
+) -> None:
+    hello = Hello(flags, epoch, float(seconds), *keys, *nonces)
+    assert read_hello_untrusted(hello.pack() + later) == hello
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_are_a_hello_or_a_packet_error(blob: bytes) -> None:
+    for candidate in (blob, HELLO_LABEL + blob):
+        if len(candidate) >= 198 and candidate.startswith(HELLO_LABEL):
+            assert read_hello_untrusted(candidate).pack()[30:] == candidate[30:198]
+        else:
+            with pytest.raises(PacketError, match="bad_announcement"):
+                read_hello_untrusted(candidate)
+
+
+def test_the_proof_covers_every_byte_of_the_transported_blob() -> None:
+    keys = local_keys()
+    blob, proof = hello_of(keys)
+    hello = read_hello_untrusted(blob)
+    assert proof_is_good(hello, blob, proof)
+    for index in range(len(blob)):
+        altered = bytearray(blob)
+        altered[index] ^= 1
+        assert not proof_is_good(hello, bytes(altered), proof)
+    assert not proof_is_good(hello, blob + b"\0", proof)
+    for index in range(len(proof)):
+        forged = bytearray(proof)
+        forged[index] ^= 1
+        assert not proof_is_good(hello, blob, bytes(forged))
+    assert not proof_is_good(hello, blob, proof[:-1])
+
+
+# ----------------------------------------------------------------------------------------------------- nonces
+
+
+def test_a_nonce_counts_for_its_slot_and_the_next_and_for_its_address_alone() -> None:
+    keys, now = local_keys(), 50 * NONCE_SLOT
+    nonce = keys.nonce_for(ADDRESS, now)
+    last = now + 2 * NONCE_SLOT - 0.01
+    assert keys.is_own_nonce(nonce, ADDRESS, now)
+    assert keys.is_own_nonce(nonce, ADDRESS, last)
+    assert not keys.is_own_nonce(nonce, ADDRESS, now + 2 * NONCE_SLOT)
+    assert not keys.is_own_nonce(nonce, ADDRESS, now - 0.01), "of the future"
+    assert not keys.is_own_nonce(nonce, ("10.0.0.1", 1002), now)
+    assert not keys.is_own_nonce(nonce, ("10.0.0.2", 1001), now)
+    assert not local_keys().is_own_nonce(nonce, ADDRESS, now), "of another process"
+    assert not keys.is_own_nonce(bytes(16), ADDRESS, now)
+    assert not keys.is_own_nonce(b"", ADDRESS, now)
+
+
+# ------------------------------------------------------------------------------------------------------ pairs
+
+
+@given(st.binary(max_size=1400), st.floats(allow_nan=False))
+def test_what_one_seals_the_other_opens_once(body: bytes, timestamp: float) -> None:
+    ours, theirs = pair_of_two()
+    (datagram,) = ours.seal([body], timestamp)
+    assert len(datagram) == 64 + len(body)
+    assert theirs.open(datagram) == (timestamp, body)
+    with pytest.raises(PacketError, match="replayed"):
+        theirs.open(datagram)
+
+
+def test_the_datagram_has_the_layout_of_the_design() -> None:
+    ours, theirs = pair_of_two()
+    for counter, datagram in enumerate(ours.seal([b"body"] * 2, 1.0) + ours.seal([b"body"], 2.0)):
+        assert datagram[:8] == theirs.open_tag
+        assert int.from_bytes(datagram[16:24], "big") == counter
+        assert theirs.open(datagram) == (1.0 if counter < 2 else 2.0, b"body")
+
+
+def test_every_altered_byte_is_noticed_and_moves_no_window() -> None:
+    ours, theirs = pair_of_two()
+    (datagram,) = ours.seal([b"some body"], 1.0)
+    for index in range(len(datagram)):
+        altered = bytearray(datagram)
+        altered[index] ^= 0x80
+        with pytest.raises(PacketError, match="forged"):
+            theirs.open(bytes(altered))
+    for size in range(len(datagram)):
+        with pytest.raises(PacketError, match="forged"):
+            theirs.open(datagram[:size])
+    assert theirs.window.highest == -1
+    assert theirs.open(datagram)[1] == b"some body"
+
+
+def test_our_own_datagram_does_not_open() -> None:
+    ours, _ = pair_of_two()
+    (datagram,) = ours.seal([b"body"], 1.0)
+    assert datagram[:8] != ours.open_tag
+    for candidate in (datagram, ours.open_tag + datagram[8:]):
+        with pytest.raises(PacketError, match="forged"):
+            ours.open(candidate)
+
+
+def test_a_pair_is_bound_to_both_identities() -> None:
+    alice, bob, mallory = local_keys(), local_keys(), local_keys()
+    honest = Pair(alice, bob.sign_public, alice.current, bob.current.public)
+    # Mallory announces Bob's session key as its own: Bob, asked by Alice-for-Mallory, opens nothing.
+    misled = Pair(alice, mallory.sign_public, alice.current, bob.current.public)
+    bobs = Pair(bob, alice.sign_public, bob.current, alice.current.public)
+    assert honest.seal([b"body"], 1.0)[0][:8] == bobs.open_tag
+    (datagram,) = misled.seal([b"body"], 1.0)
+    assert datagram[:8] != bobs.open_tag
+    for candidate in (datagram, bobs.open_tag + datagram[8:]):
+        with pytest.raises(PacketError, match="forged"):
+            bobs.open(candidate)
+
+
+@pytest.mark.parametrize("key", [bytes(32), b"\1" + bytes(31), b"short"])
+def test_a_key_that_shares_no_secret_is_refused(key: bytes) -> None:
+    alice = local_keys()
+    with pytest.raises(crypto.CryptoError):
+        Pair(alice, bytes(32), alice.current, key)
+
+
+# --------------------------------------------------------------------------------------------------- rotation
+
+
+def test_rotation_keeps_one_previous_key_and_overwrites_the_one_before() -> None:
+    keys = local_keys()
+    first = keys.current
+    keys.rotate()
+    second = keys.current
+    assert keys.previous is first
+    assert bytes(first.private) != bytes(32)
+    keys.rotate()
+    assert keys.previous is second
+    assert bytes(first.private) == bytes(32)
+    assert [first.epoch, second.epoch, keys.current.epoch] == [0, 1, 2]
+    assert len({first.public, second.public, keys.current.public}) == 3
+
+
+def test_another_identity_has_session_keys_that_the_old_one_never_announced() -> None:
+    keys = local_keys()
+    old = {keys.current.public}
+    before = keys.sign_public
+    keys.change_identity(crypto.new_sign_seed())
+    assert keys.sign_public != before
+    assert keys.previous is not None
+    assert not old & {keys.current.public, keys.previous.public}
+
+
+def test_the_session_clock_runs_with_the_monotonic_clock() -> None:
+    keys = local_keys(now=100.0, wall=1e9)
+    assert keys.session_time(100.0) == 1e9
+    assert keys.session_time(160.5) == 1e9 + 60.5
