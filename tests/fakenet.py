@@ -79,7 +79,7 @@ class FakeNet:
         self.hook: Callable[[Datagram], Copies] = self.route
         self.sent: list[Datagram] = []
         self._ends: dict[Address, Host | Outsider] = {}
-        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self._agenda: list[tuple[float, int, Callable[[], object]]] = []
         self._sequence = itertools.count()
 
     # ----------------------------------------------------------------------------------------- the ends
@@ -132,11 +132,11 @@ class FakeNet:
 
     # ---------------------------------------------------------------------------------------- the clock
 
-    def at(self, time: float, action: Callable[[], None]) -> None:
+    def at(self, time: float, action: Callable[[], object]) -> None:
         """Do something when the clock stands at `time`."""
         heapq.heappush(self._agenda, (max(time, self.now), next(self._sequence), action))
 
-    def every(self, interval: float, action: Callable[[], None], until: float) -> None:
+    def every(self, interval: float, action: Callable[[], object], until: float) -> None:
         """Do something now and then again and again, until the clock stands at `until`."""
 
         def tick() -> None:

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Key rotation under traffic: keys go, sessions stay, and data that arrives always finds its key."""
+
+from __future__ import annotations
+
+import pytest
+from fakenet import FakeNet, Host, both_ready
+
+A, B = ("10.0.0.1", 1001), ("10.0.0.2", 1002)
+ROTATIONS = 20
+
+
+def talk_through_rotations(net: FakeNet, a: Host, b: Host, seconds: float, interval: float) -> None:
+    """Both send a message every `interval` seconds; 5 more seconds for what is on its way."""
+    numbers = iter(range(10**9))
+
+    def tick() -> None:
+        a.send(b.address, b"%d" % next(numbers))
+        b.send(a.address, b"%d" % next(numbers))
+
+    net.every(interval, tick, until=net.now + seconds)
+    net.run(seconds + 5)
+
+
+def data_refused(host: Host, sender: Host) -> list[str]:
+    """The reasons for which data that has arrived was refused, but for being a second copy."""
+    data = set(sender.data_sent)
+    return [reason for _, reason, _, datagram in host.refused if datagram in data and reason != "replayed"]
+
+
+@pytest.mark.parametrize(
+    ("lifetimes", "loss", "delay", "interval"),
+    [
+        ((60, 60), 0.1, 0.01, 0.5),
+        ((60, 42), 0.3, 0.05, 0.5),
+        ((10, 10), 0.3, 0.2, 0.1),
+        ((10, 13), 0.3, 0.2, 0.1),
+        ((10, 60), 0.3, 0.1, 0.1),
+        # The shortest lifetime leaves room for six tries, all lost once in 1,400 times at 30 % loss.
+        ((5, 5), 0.1, 0.2, 0.05),
+        ((5, 6.5), 0.1, 0.2, 0.05),
+    ],
+)
+def test_twenty_rotations_under_traffic_refuse_no_data(
+    lifetimes: tuple[float, float], loss: float, delay: float, interval: float
+) -> None:
+    for seed in range(2):
+        net = FakeNet(seed, loss=loss, duplication=0.1, delay=delay, jitter=delay)
+        bob = net.node(B, A, lifetime=lifetimes[0])
+        alice = net.node(A, B, lifetime=lifetimes[1])
+        talk_through_rotations(net, alice, bob, 1.06 * ROTATIONS * min(lifetimes), interval)
+        assert max(host.node.local.current.epoch for host in (alice, bob)) >= ROTATIONS
+        for host, other in ((alice, bob), (bob, alice)):
+            assert data_refused(host, other) == []
+            assert host.node.counters["forged"] == 0
+            assert host.kinds_of_events(other.address) == ["ready"], "the session has never been down"
+            messages = host.messages_from(other.address)
+            assert len(messages) == len(set(messages)) > (0.95 - loss) * len(other.data_sent)
+
+
+def test_without_loss_every_message_arrives_in_order_through_rotations() -> None:
+    net = FakeNet(delay=0.03)
+    bob, alice = net.node(B, A, lifetime=5), net.node(A, B, lifetime=5)
+    talk_through_rotations(net, alice, bob, 60, 0.02)
+    for host in (alice, bob):
+        numbers = [int(message) for _, message in host.received]
+        assert numbers == sorted(numbers)
+        assert len(numbers) in (3000, 3001)
+        assert not data_refused(host, alice if host is bob else bob)
+
+
+def test_the_data_moves_to_new_keys_with_each_rotation_of_either_end() -> None:
+    net = FakeNet()
+    bob, alice = net.node(B, lifetime=10), net.node(A, B, lifetime=15)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    tags = set()
+
+    def send() -> None:
+        alice.send(B, b"x")
+        tags.add(alice.data_sent[-1][:8])
+
+    net.every(0.5, send, until=60)
+    net.run_until(60)
+    rotations = alice.node.local.current.epoch + bob.node.local.current.epoch
+    assert rotations >= 8
+    assert rotations - 1 <= len(tags) <= rotations + 1
+
+
+def test_an_idle_session_survives_rotations() -> None:
+    net = FakeNet(1, loss=0.2)
+    bob, alice = net.node(B, lifetime=5), net.node(A, B, lifetime=7)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(200)
+    assert alice.kinds_of_events(B) == bob.kinds_of_events(A) == ["ready"]
+    alice.send(B, *[b"still here"] * 5)
+    net.hook = lambda datagram: [(0.001, datagram.data)]
+    alice.send(B, b"now")
+    net.run(0.1)
+    assert (A, b"now") in bob.received
+
+
+def test_the_lifetime_set_takes_effect_on_the_next_rotation() -> None:
+    net = FakeNet()
+    bob, alice = net.node(B), net.node(A, B, lifetime=1000)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(20)
+    alice.set_lifetime(5)
+    epoch = alice.node.local.current.epoch
+    net.run(5.3)
+    assert alice.node.local.current.epoch == epoch + 1
+    net.run(21.2)
+    assert alice.node.local.current.epoch in (epoch + 4, epoch + 5)
+
+
+def test_keys_are_overwritten_at_the_second_rotation() -> None:
+    net = FakeNet()
+    bob, alice = net.node(B, lifetime=5), net.node(A, B, lifetime=5)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    first = alice.node.local.current
+    pairs = [pair for pair in alice.peer(B).session.pairs if pair.mine is first]
+    assert pairs
+    net.run(10.6)
+    assert bytes(first.private) == bytes(32)
+    assert not [pair for pair in alice.peer(B).session.pairs if pair.mine is first]
+    assert not [pair for _, pair in alice.node.tags.values() if pair.mine is first]
+    assert not [pair for pair in alice.node.retired.values() if pair.mine is first]
+    # A datagram of that time is of no key any more.
+    old = next(datagram for datagram in net.sent if datagram.src == B and len(datagram.data) > 1024)
+    net.inject(B, A, old.data)
+    assert alice.refused[-1][1] == "unknown_tag"
+
+
+def test_a_peer_that_does_not_follow_is_announced_to_anew() -> None:
+    net = FakeNet()
+    bob, alice = net.node(B, lifetime=1e6), net.node(A, B, lifetime=5)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.hook = lambda datagram: []
+    net.run(12)
+    assert alice.kinds_of_events(B) == ["ready", "lost"]
+    net.hook = net.route
+    alice.send(B, b"hello again")
+    assert net.run_until(lambda: (A, b"hello again") in bob.received, limit=16)
+    bob.send(A, b"and you")
+    assert net.run_until(lambda: (B, b"and you") in alice.received, limit=16)
+
+
+def test_memory_is_bounded_while_peers_come_and_go() -> None:
+    net = FakeNet(3, loss=0.1, duplication=0.1, delay=0.01, jitter=0.01)
+    server = net.node(B, lifetime=5)
+    server.on_message = lambda address, message: server.send(address, message)
+    sizes = []
+    for number in range(60):
+        client = net.node((f"10.1.0.{number}", 1000), B, lifetime=5)
+        client.send(B, b"hello")
+        net.run(2)
+        (client.stop if number % 2 else client.kill)()
+        sizes.append((len(server.node.tags), len(server.node.retired), len(server.node.timers)))
+    assert max(tags for tags, _, _ in sizes[20:]) <= 4 * 16
+    assert max(retired for _, retired, _ in sizes[20:]) <= 64
+    assert max(timers for _, _, timers in sizes[20:]) <= 150
+    net.run(150)
+    assert server.node.table.by_name == {}
+    assert (server.node.tags, server.node.retired, server.node.timers) == ({}, {}, [])
+
+
+def test_a_long_session_keeps_few_pairs_and_timers() -> None:
+    net = FakeNet(1, loss=0.2, delay=0.05, jitter=0.05)
+    bob, alice = net.node(B, A, lifetime=5), net.node(A, B, lifetime=5)
+    most = [0, 0, 0]
+
+    def look() -> None:
+        alice.send(B, b"x")
+        node = alice.node
+        for index, size in enumerate((len(node.tags), len(node.retired), len(node.timers))):
+            most[index] = max(most[index], size)
+
+    net.every(0.25, look, until=300)
+    net.run_until(300)
+    assert len(bob.received) > 900
+    assert most[0] <= 4
+    assert most[1] <= 8
+    assert most[2] <= 40
