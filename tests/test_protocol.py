@@ -15,6 +15,7 @@ import vault_udp_packet as packet
 import vault_udp_peer
 import vault_udp_socket_helper as crypto
 from vault_udp_encryption import VaultAsymmetricEncryption
+from vault_udp_keys import LocalKeys
 from vault_udp_rate_limit import RateLimiter
 
 A, B, C, X = ("10.0.0.1", 1001), ("10.0.0.2", 1002), ("10.0.0.3", 1003), ("10.0.0.9", 9)
@@ -421,6 +422,8 @@ def test_a_copied_datagram_from_elsewhere_moves_nothing() -> None:
         return net.route(datagram)
 
     net.hook = copy_first
+    # Bob pings where it knows Alice to be; the answer, too, comes from the wrong place.
+    net.every(0.5, lambda: bob.move(B), until=5)
     net.every(0.02, lambda: exchange(alice, bob, b"up", b"down"), until=5)
     net.run_until(6)
     assert bob.peer(A).session.endpoint == A
@@ -570,6 +573,83 @@ def test_no_state_before_a_valid_echo() -> None:
     assert not bob.node.timers
 
 
+class HelloMaker:
+    """A stranger that writes its own hellos to Bob, with a valid echo."""
+
+    def __init__(self, net: FakeNet) -> None:
+        self.end = net.outsider(X)
+        self.local = LocalKeys(bytes(range(32)), 0.0, 1e9)
+        self.end.send(B, self.datagram())
+        net.run(0.01)
+        answer = packet.read_json(packet.read_body(self.end.received[0][1]).control)
+        self.echo = crypto.b64_str_to_bytes(answer["hello"])[166:182]
+
+    def datagram(self, spoil_proof: bool = False, **fields: bytes) -> bytes:
+        members = self.local.hello_members(B, 0.0, **fields)
+        if spoil_proof:
+            members["proof"] = crypto.bytes_to_b64_str(bytes(64))
+        return packet.make_announcement_body(members, 512)
+
+
+def test_a_hello_with_a_valid_echo_makes_a_pending_stranger_with_two_pairs_at_most() -> None:
+    net = FakeNet()
+    bob = net.node(B)
+    stranger = HelloMaker(net)
+    for _ in range(10):
+        stranger.local.rotate()
+        stranger.end.send(B, stranger.datagram(echo=stranger.echo))
+    net.run(0.01)
+    assert bob.node.table.strangers == 1
+    assert bob.peer(X).identity == stranger.local.sign_public
+    assert len(bob.node.tags) == 2
+    assert not bob.is_ready(X), "nothing has opened"
+
+
+@pytest.mark.parametrize(
+    ("reason", "spoil_proof", "fields"),
+    [
+        ("bad_proof", True, {}),
+        ("misaddressed", False, {"to_sign": bytes(range(32))}),
+        ("hello_without_echo", False, {"echo": bytes(range(16))}),
+    ],
+)
+def test_a_hello_that_proves_nothing_changes_nothing(
+    reason: str, spoil_proof: bool, fields: dict[str, bytes]
+) -> None:
+    net = FakeNet()
+    bob = net.node(B)
+    stranger = HelloMaker(net)
+    before = bob.node.counters[reason]
+    stranger.end.send(B, stranger.datagram(spoil_proof, **{"echo": stranger.echo, **fields}))
+    net.run(0.01)
+    assert bob.node.counters[reason] == before + 1
+    assert bob.node.table.by_name == {}
+
+
+def test_an_echo_is_good_for_20_seconds_at_most_and_from_its_own_address() -> None:
+    for pause, accepted in ((9, True), (20, False)):
+        net = FakeNet()
+        bob = net.node(B)
+        stranger = HelloMaker(net)
+        net.run(pause)
+        net.inject(C, B, stranger.datagram(echo=stranger.echo))
+        assert bob.node.table.by_name == {}
+        net.inject(X, B, stranger.datagram(echo=stranger.echo))
+        assert (X in bob.node.table.by_name) == accepted
+
+
+def test_an_address_with_a_supplied_key_refuses_a_stranger_s_perfect_hello() -> None:
+    net = FakeNet()
+    bob = net.node(B)
+    stranger = HelloMaker(net)
+    bob.add_peer(X, supplied=crypto.sign_public_of(crypto.new_sign_seed()))
+    stranger.end.send(B, stranger.datagram(echo=stranger.echo))
+    net.run(0.01)
+    assert bob.node.counters["identity_refused"] == 1
+    assert bob.kinds_of_events(X) == ["rejected"]
+    assert not bob.node.tags
+
+
 def kinds_of_datagrams() -> dict[str, bytes]:
     """One datagram of each kind, as recorded from Alice to Bob; the echo in `hello` is still valid."""
     net = FakeNet()
@@ -628,7 +708,10 @@ def test_the_table_of_strangers_is_bounded_and_added_peers_stay(monkeypatch: pyt
     monkeypatch.setattr(vault_udp_peer, "MAX_PENDING_STRANGERS", 4)
     monkeypatch.setattr(vault_udp_peer, "MAX_CONFIRMED_STRANGERS", 6)
     net = FakeNet()
+    net.node(C)
     bob = net.node(B, C)
+    net.run(1)
+    assert bob.node.table.strangers == 0
     hosts = [net.node((f"10.1.0.{number}", 7), B) for number in range(12)]
     net.run(0.05)
     assert bob.node.table.strangers <= 10
