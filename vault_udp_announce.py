@@ -18,6 +18,7 @@ if TYPE_CHECKING or not __package__:
     import vault_udp_packet as packet
     import vault_udp_socket_helper as crypto
     from vault_udp_address import Address
+    from vault_udp_encryption import MIN_LIFETIME
     from vault_udp_keys import NO_KEY, Hello, proof_is_good, read_hello_untrusted
     from vault_udp_packet import Announcement, PacketError
     from vault_udp_peer import Peer
@@ -28,6 +29,7 @@ else:
     from . import vault_udp_packet as packet
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address
+    from .vault_udp_encryption import MIN_LIFETIME
     from .vault_udp_keys import NO_KEY, Hello, proof_is_good, read_hello_untrusted
     from .vault_udp_packet import Announcement, PacketError
     from .vault_udp_peer import Peer
@@ -42,6 +44,7 @@ ANNOUNCEMENT_CYCLE = 120.0
 SUPPLIED_KEYS_AFTER = 1.0
 """Seconds without a hello after which keys that the application gave are used."""
 
+MAX_RETIRED_PAIRS = 8192
 STRANGERS_PER_SECOND = 1000
 STRANGERS_PER_IP_PER_SECOND = 500
 ADDED_PER_SECOND = 64
@@ -113,7 +116,17 @@ class Introductions:
             raise PacketError("bad_proof")
         peer = self._peer_for_hello(hello, source, now)
         if peer is not None:
+            self._check_room_for_pairs(peer)
             self._accept_hello(peer, hello, source, now)
+
+    def _check_room_for_pairs(self, peer: Peer) -> None:
+        # Sessions that came and went leave their replay windows behind until two rotations have wiped our keys
+        # of theirs. Forgetting one would let its datagrams in again: so strangers wait, and we rotate soon.
+        state = self._state
+        if len(state.retired) >= MAX_RETIRED_PAIRS:
+            state.rotate_at = min(state.rotate_at, state.rotated_at + MIN_LIFETIME)
+            if not peer.added:
+                raise PacketError("too_many_sessions")
 
     def _peer_for_hello(self, hello: Hello, source: Address, now: float) -> Peer | None:
         """The entry for a verified hello; None if it showed a known peer at another address."""
@@ -138,7 +151,7 @@ class Introductions:
         self._state.note_version(hello.sign, SESSION)
         peer.session.accept_hello(hello, now)
         if not peer.session.up:
-            peer.session.endpoint = source
+            peer.session.move_to(source)
         if hello.holds != self._state.local.current.public:
             self._send_hello(source, now, echo=hello.nonce, holds=hello.enc, to_sign=hello.sign)
         self._state.schedule(peer)
@@ -165,9 +178,11 @@ class Introductions:
                 raise PacketError("downgrade_refused")
             self._state.check_identity(peer, sign, now, echoed=False)
         link = self._state.base.links.get(address)
-        if link is None or not link.live(now):
+        if link is not None and link.live(now) and enc == self._live_enc(address):
+            self._state.base.unlearn(link)
+        elif link is None or not link.live(now):
             self._enter_base(address, enc, sign, version, now)
-        elif enc != self._live_enc(address):
+        else:
             raise PacketError("live_key_kept")
         answer = self._state.base.clear_announcement(
             version, self._state.port, min(size, packet.FULL_ANNOUNCEMENT_SIZE)
@@ -181,9 +196,11 @@ class Introductions:
 
     def _enter_base(self, address: Address, enc: bytes, sign: bytes, version: int, now: float) -> None:
         self._state.encryption.store_peer_keys(address, enc, sign, now)
-        peer = self._state.table.by_name.get(address) or self._state.new_peer(address)
+        peer = self._state.own_entry(address)
         link = self._state.base.add(address, version, now)
-        link.refresh_at = link.ready_at
+        link.shown, link.added = version, peer.added
+        # Whom nobody named gets no more than the answer until a datagram of its own has opened.
+        link.refresh_at = link.ready_at if peer.added else NEVER
         peer.base_ready = False
         self._state.note_version(sign, version)
         self._state.table.set_identity(peer, sign)
@@ -193,11 +210,17 @@ class Introductions:
 
     def keys_supplied(self, address: Address, now: float) -> None:
         """The application has given base keys for `address`: use them unless a session comes up first."""
-        peer = self._state.table.by_name.get(address) or self._state.new_peer(address)
         keys = self._state.encryption.peer_keys(address)
-        if keys is None or peer.session.up or not self._state.legacy_peers:
+        if keys is None or not self._state.legacy_peers:
+            return
+        peer = self._state.own_entry(address)
+        if peer.supplied is not None:
+            self._state.encryption.remove_peer_keys(address)
+            return
+        if peer.session.up:
             return
         link = self._state.base.add(address, packet.PROTOCOL_VERSION, now)
+        link.added = True
         link.ready_at = link.refresh_at = now + SUPPLIED_KEYS_AFTER
         peer.base_ready = False
         self._state.table.set_identity(peer, keys.sign)
@@ -214,7 +237,9 @@ class Introductions:
     def announce(self, peer: Peer, now: float) -> None:
         session = peer.session
         fields = {"echo": session.peer_nonce, "holds": session.enc, "to_sign": peer.supplied or b""}
-        in_cycle = (now - peer.announced_since) % ANNOUNCEMENT_CYCLE
+        if now - peer.announced_since >= ANNOUNCEMENT_CYCLE:
+            peer.announced_since, peer.announcements = now, 0
+        in_cycle = now - peer.announced_since
         if in_cycle < FULL_ANNOUNCEMENTS_FOR and self._state.legacy_peers and peer.supplied is None:
             members = self._state.encryption.base_members(self._state.port)
             members.update(self._state.local.hello_members(session.endpoint, now, **fields))
@@ -223,5 +248,6 @@ class Introductions:
         else:
             self._send_hello(session.endpoint, now, **fields)
         session.confirm_unopened(now)
-        peer.announce_at = now + announce_delay(peer.announcements, self._state.rng)
+        delay = announce_delay(peer.announcements, self._state.rng)
+        peer.announce_at = min(now + delay, peer.announced_since + ANNOUNCEMENT_CYCLE)
         peer.announcements += 1

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING or not __package__:
     import vault_udp_packet as packet
     from vault_udp_address import Address
-    from vault_udp_encryption import VaultAsymmetricEncryption
+    from vault_udp_encryption import KeyNotFoundError, VaultAsymmetricEncryption
     from vault_udp_packet import Announcement, PacketError, TooLargeError
     from vault_udp_rate_limit import RateLimiter
 else:
     from . import vault_udp_packet as packet
     from .vault_udp_address import Address
-    from .vault_udp_encryption import VaultAsymmetricEncryption
+    from .vault_udp_encryption import KeyNotFoundError, VaultAsymmetricEncryption
     from .vault_udp_packet import Announcement, PacketError, TooLargeError
     from .vault_udp_rate_limit import RateLimiter
 
@@ -34,6 +34,8 @@ REFRESH_INTERVAL = 20.0
 """Seconds between sealed announcements at most: deployed peers forget a key after 60."""
 READY_AFTER = 0.5
 """Seconds after our answer when a peer that says nothing back is taken to hold our key."""
+STAMP_LAG = 5.0
+"""Seconds by which what we seal is stamped early, for clocks that are behind ours."""
 MAX_TRIALS = 32
 TRIALS_PER_SECOND = 64
 
@@ -41,11 +43,27 @@ TRIALS_PER_SECOND = 64
 class BaseLink:
     """One base peer: where it listens, the version it speaks, when it was heard."""
 
-    __slots__ = ("address", "opened_at", "ready_at", "refresh_at", "source", "version")
+    __slots__ = (
+        "added",
+        "address",
+        "body_size",
+        "opened_at",
+        "ready_at",
+        "refresh_at",
+        "shown",
+        "source",
+        "version",
+    )
 
-    def __init__(self, address: Address, version: int, now: float) -> None:
+    def __init__(self, address: Address, version: int, body_size: int, now: float) -> None:
         self.address = address
+        self.body_size = body_size
+        self.added = False
+        """The user named this peer: it is tried before strangers."""
         self.version = version
+        """What we speak to it."""
+        self.shown = 0
+        """The highest version that it has shown; nothing below is accepted."""
         self.source: Address | None = None
         """The address its datagrams come from, once one has opened."""
         self.opened_at = now
@@ -63,7 +81,7 @@ class BaseMode:
 
     def __init__(self, encryption: VaultAsymmetricEncryption, body_size: int) -> None:
         self.encryption = encryption
-        self.body_size = body_size
+        self._body_size = body_size
         self.links: dict[Address, BaseLink] = {}
         self._by_source: dict[Address, BaseLink] = {}
         # By IP: links whose source port is not known yet, in the order they came.
@@ -75,7 +93,7 @@ class BaseMode:
     def add(self, address: Address, version: int, now: float) -> BaseLink:
         """Make the link to the peer that listens at `address`; its keys are with `encryption` already."""
         self.remove(address, keep_keys=True)
-        link = BaseLink(address, version, now)
+        link = BaseLink(address, version, packet.body_size_for(address[0], self._body_size), now)
         self.links[address] = link
         self._unlearned.setdefault(address[0], {})[address] = link
         return link
@@ -110,37 +128,50 @@ class BaseMode:
             PacketError: as `VaultAsymmetricEncryption.open`; it did open, but is not to be accepted.
         """
         link = self._by_source.get(source)
-        if link is not None:
-            return link, self._open(link, datagram, now)
-        candidates = list(self._unlearned.get(source[0], {}).values())
-        if source in self.links:
-            candidates.sort(key=lambda candidate: candidate.address != source)
+        body = self._try(link, datagram, now) if link is not None else None
+        if link is not None and body is not None:
+            return link, body
+        # The likeliest first: who listens on that very port, who was added, who came last.
+        candidates = list(self._unlearned.get(source[0], {}).values())[::-1]
+        candidates.sort(key=lambda candidate: (candidate.address != source, not candidate.added))
         for candidate in candidates[:MAX_TRIALS]:
             if not self._trials.allow(source[0], 1, now):
                 raise PacketError("trial_budget")
-            try:
-                body = self._open(candidate, datagram, now)
-            except PacketError as error:
-                if error.reason in ("forged", "no_key"):
-                    continue
-                raise
-            self._learn(candidate, source)
-            return candidate, body
+            body = self._try(candidate, datagram, now)
+            if body is not None:
+                self._learn(candidate, source)
+                return candidate, body
         return None
 
-    def _open(self, link: BaseLink, datagram: bytes, now: float) -> bytes:
-        body = self.encryption.open(datagram, link.address)
+    def _try(self, link: BaseLink, datagram: bytes, now: float) -> bytes | None:
+        """The body if the datagram opens under the link's key, None if it does not.
+
+        Raises:
+            PacketError: it opens, but is not to be accepted.
+        """
+        try:
+            body = self.encryption.open(datagram, link.address)
+        except PacketError as error:
+            if error.reason in ("forged", "no_key"):
+                return None
+            raise
         link.opened_at = now
         link.ready_at = min(link.ready_at, now)
         return body
 
     def _learn(self, link: BaseLink, source: Address) -> None:
+        if link.source is not None:
+            self._by_source.pop(link.source, None)
         link.source = source
         self._by_source[source] = link
         unlearned = self._unlearned[source[0]]
         del unlearned[link.address]
         if not unlearned:
             del self._unlearned[source[0]]
+
+    def unlearn(self, link: BaseLink) -> None:
+        """The peer may have begun to send from another port: look for it again, and still at the old one."""
+        self._unlearned.setdefault(link.address[0], {})[link.address] = link
 
     def read(self, link: BaseLink, body_bytes: bytes) -> bytes | Announcement | None:
         """What an opened body says: a message, an announcement, or None for control that is not ours to know.
@@ -149,12 +180,12 @@ class BaseMode:
             PacketError: not a body, or of a version below the one that this peer has shown.
         """
         body = packet.read_body(body_bytes)
-        if body.version < link.version:
+        if body.version < link.shown:
             raise PacketError("downgrade_refused")
+        link.shown = link.version = body.version
         if body.version == 1:
             text = packet.read_v1_text(packet.read_frame(body.payload))
             return text if isinstance(text, bytes) else packet.read_announcement(text)
-        link.version = body.version
         if body.messages:
             raise PacketError("mixed_body")
         if not body.control:
@@ -176,34 +207,46 @@ class BaseMode:
     def sealed_announcement(self, link: BaseLink, port: int, now: float) -> bytes:
         """Our announcement under the Box, which keeps a peer that holds our key from forgetting it."""
         link.refresh_at = now + min(self.encryption.lifetime / 2, REFRESH_INTERVAL)
-        body = self.clear_announcement(link.version, port, self.body_size)
+        body = self.clear_announcement(link.version, port, link.body_size)
         assert body is not None
-        return self.encryption.encrypt(body, link.address)
+        return self._seal(body, link)
 
     def seal_message(self, link: BaseLink, message: bytes) -> bytes:
         """The sealed datagram that carries one message (raw bytes, or a `CompressedFrame`) in its version.
 
         Raises:
-            PacketError: ``text_only_peer`` (v1 carries no binary data), ``too_large_for_peer``.
+            PacketError: ``text_only_peer`` (v1 carries no binary data), ``too_large_for_peer``, ``no_key``
+                (the application took it away).
         """
         try:
-            body = self._v1_body(message) if link.version == 1 else self._v2_body(message)
+            body = (
+                _v1_body(message, link.body_size) if link.version == 1 else _v2_body(message, link.body_size)
+            )
         except TooLargeError as error:
             raise PacketError("too_large_for_peer") from error
-        return self.encryption.encrypt(body, link.address)
+        return self._seal(body, link)
 
-    def _v2_body(self, message: bytes) -> bytes:
-        frame = message if isinstance(message, packet.CompressedFrame) else packet.store_frame(message)
-        return packet.make_payload_body(frame, self.body_size)
-
-    def _v1_body(self, message: bytes) -> bytes:
-        if isinstance(message, packet.CompressedFrame):
-            message = packet.read_frame(message)
+    def _seal(self, body: bytes, link: BaseLink) -> bytes:
+        # Deployed peers refuse what is stamped ahead of their clock.
         try:
-            text = packet.make_v1_text(message)
-        except UnicodeDecodeError as error:
-            raise PacketError("text_only_peer") from error
-        room = self.body_size - packet.V1_BODY_OVERHEAD
-        fits = len(text) + packet.STORED_OVERHEAD <= room
-        frame = packet.store_frame(text) if fits else packet.compress_frame(text, room)
-        return packet.make_v1_body(frame, self.body_size)
+            return self.encryption.encrypt(body, link.address, lag=STAMP_LAG)
+        except KeyNotFoundError as error:
+            raise PacketError("no_key") from error
+
+
+def _v2_body(message: bytes, body_size: int) -> bytes:
+    frame = message if isinstance(message, packet.CompressedFrame) else packet.store_frame(message)
+    return packet.make_payload_body(frame, body_size)
+
+
+def _v1_body(message: bytes, body_size: int) -> bytes:
+    if isinstance(message, packet.CompressedFrame):
+        message = packet.read_frame(message)
+    try:
+        text = packet.make_v1_text(message)
+    except UnicodeDecodeError as error:
+        raise PacketError("text_only_peer") from error
+    room = body_size - packet.V1_BODY_OVERHEAD
+    fits = len(text) + packet.STORED_OVERHEAD <= room
+    frame = packet.store_frame(text) if fits else packet.compress_frame(text, room)
+    return packet.make_v1_body(frame, body_size)

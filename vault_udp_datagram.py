@@ -116,6 +116,7 @@ class DatagramSocket:
         self._closed = False
         self._warned_of_permission = False
         self._destinations: dict[Address, _SocketAddress] = {}
+        self._previous: DatagramSocket | None = None
         self._wait_readable = _readable_waiter(self._socket, self._wake_receiver)
         self._wait_woken = _readable_waiter(self._wake_receiver)
         self._last_sender: Any = None
@@ -123,6 +124,22 @@ class DatagramSocket:
         self._errors_in_a_row = 0
         self._polls_until_probe = 1
         self._polls_between_probes = 1
+
+    def take_over(self, previous: DatagramSocket) -> None:
+        """Receive also what still comes to `previous`, from which nobody else receives any more.
+
+        Only for the thread that receives; it ends with `leave_previous`, or with `close`.
+        """
+        previous.leave_previous()
+        self._previous = previous
+        self._wait_readable = _readable_waiter(self._socket, previous._socket, self._wake_receiver)
+
+    def leave_previous(self) -> None:
+        """Close the socket that was taken over, if any. Only for the thread that receives."""
+        if self._previous is not None:
+            self._wait_readable = _readable_waiter(self._socket, self._wake_receiver)
+            self._previous.close()
+            self._previous = None
 
     def receive(self) -> list[Batch]:
         """Wait for datagrams and return them, at most 16 batches; return an empty list after ``wake``.
@@ -164,6 +181,8 @@ class DatagramSocket:
                 self._forget_wakes()
                 return []
             batches = self._fetch(1)
+            if self._previous is not None:
+                batches += self._previous._fetch(MAX_BATCHES_PER_RECEIVE - 1)
             if batches:
                 is_flood = len(batches[0][0]) > 1
                 self._polls_until_probe = 0 if is_flood else self._polls_until_probe - 1
@@ -383,6 +402,8 @@ class DatagramSocket:
         self._release()
 
     def _release(self) -> None:
+        if self._previous is not None:
+            self._previous.close()
         self._socket.close()
         self._wake_sender.close()
         self._wake_receiver.close()

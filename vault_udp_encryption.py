@@ -14,7 +14,7 @@ import struct
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable
 
 if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
@@ -34,8 +34,6 @@ NONCE_CACHE_SIZE = 10000
 """Message nonces remembered for each base peer; beyond it the smallest timestamps are given up."""
 
 MIN_LIFETIME = 5
-BASE_STAMP_LAG = 5.0
-"""Seconds by which we stamp early for base peers, which refuse timestamps ahead of their clock."""
 _TIMESTAMP = struct.Struct(">d")
 _HEADER_SIZE = 16 + _TIMESTAMP.size
 _PERSON = b"py-vault-udp/2"
@@ -77,11 +75,6 @@ class PeerKeys:
         self.supplied = supplied
         """Set by the application, not learned from the network: never expires."""
         self.refreshed_at = now
-
-
-class _Nonces(NamedTuple):
-    shared: bytes
-    cache: NonceCache
 
 
 def check_lifetime(lifetime: float) -> float:
@@ -151,9 +144,9 @@ class VaultAsymmetricEncryption:
         self._sign_seed = bytearray()
         self._own_keys_supplied = False
         self._peers: dict[Address, PeerKeys] = {}
-        # By the peer's key, not its address: a datagram stays known when its sender's address changes, or
-        # when its key is announced again. The shared key says which of our own keys the nonces belong to.
-        self._nonces: dict[bytes, _Nonces] = {}
+        # By shared key, not by address: a datagram stays known when its sender's address changes, when its
+        # key is announced again, and when the application changes our keys and changes them back.
+        self._nonces: dict[bytes, NonceCache] = {}
         self.enc_public_key = ""
         self.sign_public_key = ""
         enc = _key_bytes(enc_private_key, "enc_private_key") if enc_private_key is not None else None
@@ -308,11 +301,11 @@ class VaultAsymmetricEncryption:
         """Drop the nonces whose datagrams would be refused by their age."""
         with self.lock:
             wall = self._wall()
-            in_use = {keys.enc for keys in self._peers.values()}
-            for enc, (_, cache) in list(self._nonces.items()):
+            in_use = {keys.shared for keys in self._peers.values()}
+            for shared, cache in list(self._nonces.items()):
                 cache.forget_before(wall - 2 * MAX_MESSAGE_AGE_SECONDS)
-                if not len(cache) and enc not in in_use:
-                    del self._nonces[enc]
+                if not len(cache) and shared not in in_use:
+                    del self._nonces[shared]
 
     def verify_announcement(self, announcement: Announcement) -> tuple[bytes, bytes]:
         """(enc, sign) of a base announcement whose signature covers exactly the announced keys.
@@ -339,8 +332,8 @@ class VaultAsymmetricEncryption:
 
     # ------------------------------------------------------------------------------------ seal and open
 
-    def encrypt(self, data: bytes, addr: Address) -> bytes:
-        """Seal `data` for the peer at `addr`, with a message nonce and the time.
+    def encrypt(self, data: bytes, addr: Address, *, lag: float = 0.0) -> bytes:
+        """Seal `data` for the peer at `addr`, with a message nonce and the time, `lag` seconds early.
 
         Raises:
             TypeError: data is not bytes.
@@ -353,7 +346,7 @@ class VaultAsymmetricEncryption:
             if keys is None or not self._enc_private:
                 raise _no_key(addr)
             nonce = self._nonce_prefix + crypto.random_bytes(8)
-            stamp = _TIMESTAMP.pack(self._wall() - BASE_STAMP_LAG)
+            stamp = _TIMESTAMP.pack(self._wall() - lag)
             return crypto.seal(keys.shared, crypto.random_bytes(crypto.NONCE_SIZE), nonce + stamp + data)
 
     def decrypt(self, data: bytes, addr: Address) -> bytes:
@@ -405,21 +398,21 @@ class VaultAsymmetricEncryption:
         # "not <=" so that a NaN is refused, too.
         if not abs(timestamp - self._wall()) <= MAX_MESSAGE_AGE_SECONDS:
             raise PacketError("outside_window")
-        known = self._nonces.get(keys.enc)
-        if known is None or known.shared != keys.shared:
+        cache = self._nonces.get(keys.shared)
+        if cache is None:
             # Our own keys outlive our memory of nonces when the application sets them again after a restart.
             floor = self._started_at if self._own_keys_supplied else float("-inf")
-            known = self._nonces[keys.enc] = _Nonces(keys.shared, NonceCache(floor))
-        if not known.cache.is_fresh(nonce, timestamp):
+            cache = self._nonces[keys.shared] = NonceCache(floor)
+        if not cache.is_fresh(nonce, timestamp):
             raise PacketError("replayed")
-        known.cache.add(nonce, timestamp, NONCE_CACHE_SIZE)
+        cache.add(nonce, timestamp, NONCE_CACHE_SIZE)
 
     # ------------------------------------------------------------------------------------------ the rest
 
     def get_stats(self) -> dict[str, Any]:
         """Counts for display; no keys."""
         with self.lock:
-            tracked = [len(cache) for _, cache in self._nonces.values()]
+            tracked = [len(cache) for cache in self._nonces.values()]
             return {
                 "active_peer_keys": len(self._peers),
                 "key_lifetime_seconds": self._lifetime,

@@ -137,6 +137,13 @@ class LocalKeys:
         self.rotate()
         self.rotate()
 
+    def wipe(self) -> None:
+        """Overwrite the session keys and forget the identity: nothing can be made with these any more."""
+        self.current.wipe()
+        if self.previous is not None:
+            self.previous.wipe()
+        self.sign_seed = b""
+
     def session_time(self, now: float) -> float:
         """Seconds of our session clock."""
         return now + self.clock_offset
@@ -201,6 +208,7 @@ class Pair:
         "counter",
         "from_hello",
         "mine",
+        "needs_pong",
         "open_tag",
         "opened",
         "order",
@@ -220,6 +228,7 @@ class Pair:
         self.order = 0
         self.from_hello = False
         self.opened = False
+        self.needs_pong = False
         self.window = CounterWindow()
         self.counter = 0
         self.confirms = 0

@@ -25,7 +25,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_base import PIN_AFTER_SILENCE
     from vault_udp_encryption import VaultAsymmetricEncryption
     from vault_udp_keys import MIN_SEALED_SIZE, TAG_SIZE, Pair
-    from vault_udp_packet import PacketError
+    from vault_udp_packet import PacketError, TooLargeError
     from vault_udp_peer import Peer
     from vault_udp_rate_limit import RateLimiter
     from vault_udp_session import NEVER, Session
@@ -39,7 +39,7 @@ else:
     from .vault_udp_base import PIN_AFTER_SILENCE
     from .vault_udp_encryption import VaultAsymmetricEncryption
     from .vault_udp_keys import MIN_SEALED_SIZE, TAG_SIZE, Pair
-    from .vault_udp_packet import PacketError
+    from .vault_udp_packet import PacketError, TooLargeError
     from .vault_udp_peer import Peer
     from .vault_udp_rate_limit import RateLimiter
     from .vault_udp_session import NEVER, Session
@@ -83,6 +83,7 @@ class Node(NodeState):
             legacy_peers=legacy_peers,
             rng=rng or random.Random(),
         )
+        self.closed = False
         self._introductions = Introductions(self)
         self._rate_limiter = RateLimiter(rate_limit) if rate_limit is not None else None
         self.lifetime_changed(now)
@@ -122,6 +123,8 @@ class Node(NodeState):
 
     def receive(self, datagrams: Sequence[bytes], source: Address, now: float) -> None:
         """Decide about datagrams that arrived from `source`."""
+        if self.closed:
+            return
         self.local.max_age = encryption_module.MAX_MESSAGE_AGE_SECONDS
         self.counters["datagrams_received"] += len(datagrams)
         start, count = 0, len(datagrams)
@@ -148,13 +151,13 @@ class Node(NodeState):
         peer: Peer = session.owner
         messages: list[bytes] = []
         earliest, latest = session.fresh_timestamps(now)
-        newest, heard, layout = pair.window.highest, False, None
+        newest, heard, layout, was_up = pair.window.highest, False, None, session.up
         for index, datagram in enumerate(datagrams):
             try:
                 timestamp, body = pair.open(datagram)
                 if not heard:
                     heard = True
-                    self._heard(peer, pair, source, pair.window.highest > newest, now)
+                    session.heard(pair, source, pair.window.highest > newest, now)
                 fresh = earliest <= timestamp <= latest
                 # What most datagrams are: one message, as long as the one before.
                 message = layout.read(body) if layout is not None and fresh else None
@@ -163,10 +166,15 @@ class Node(NodeState):
                     message = layout.read(body) if layout is not None and fresh else None
                 if message is not None:
                     messages.append(message)
-                    continue
-                messages.extend(self._read_body(peer, pair, body, source, fresh, now))
+                    if was_up:
+                        continue
+                else:
+                    messages.extend(self._read_body(peer, pair, body, source, fresh, now))
             except PacketError as error:
                 self.count_drop(error.reason, source, now)
+            if session.up and not was_up:
+                was_up = True
+                self._came_up(peer, now)
             if pair.open_tag not in self.tags:
                 # It was a goodbye: the pair is closed, whatever stands behind it.
                 self.counters["unknown_tag"] += len(datagrams) - index - 1
@@ -175,12 +183,6 @@ class Node(NodeState):
             session.note_data(now)
             self._deliver(peer, messages, now)
         self.schedule(peer)
-
-    def _heard(self, peer: Peer, pair: Pair, source: Address, is_newest: bool, now: float) -> None:
-        was_up = peer.session.up
-        peer.session.heard(pair, source, is_newest, now)
-        if not was_up and peer.session.up:
-            self._came_up(peer, now)
 
     def _read_body(
         self, peer: Peer, pair: Pair, body_bytes: bytes, source: Address, fresh: bool, now: float
@@ -222,6 +224,7 @@ class Node(NodeState):
         peer.session.close()
         if not peer.session.persistent:
             self.table.set_identity(peer, b"")
+            self.drop_waiting(peer, "queued_for_another_identity")
         self.events.append(Event("lost", peer.name, "the peer said goodbye"))
         if peer.added:
             self.start_announcing(peer, now)
@@ -231,26 +234,37 @@ class Node(NodeState):
     def _receive_untagged(self, datagram: bytes, source: Address, now: float) -> None:
         if len(datagram) < MIN_SEALED_SIZE:
             raise PacketError("bad_length")
+        if packet.looks_clear(datagram):
+            self._check_budget(source, now)
+            try:
+                self._introductions.receive_clear(datagram, source, now)
+                return
+            except PacketError as error:
+                if error.reason != "bad_body" or not self.base.may_be_from(source):
+                    raise
         if self.base.may_be_from(source):
             opened = self.base.open(datagram, source, now)
             if opened is not None:
                 self._receive_base(opened[0].address, opened[1], now)
                 return
+        self._check_budget(source, now)
+        self._introductions.answer_unknown_tag(datagram, source, now)
+
+    def _check_budget(self, source: Address, now: float) -> None:
         if not self._introductions.affordable(source, now):
             raise PacketError("stranger_budget")
-        if datagram[0] & 0xF0 == 0x80 or datagram[0] == 0x92:
-            self._introductions.receive_clear(datagram, source, now)
-        else:
-            self._introductions.answer_unknown_tag(datagram, source, now)
 
     def _receive_base(self, address: Address, body_bytes: bytes, now: float) -> None:
         peer, link = self.table.by_name[address], self.base.links[address]
         content = self.base.read(link, body_bytes)
         self.note_version(peer.identity, link.version)
+        peer.announce_at = NEVER
         self.table.heard(peer, confirmed=True)
         if not peer.base_ready:
             peer.base_ready = True
             self.became_ready(peer)
+        if link.refresh_at == NEVER:
+            link.refresh_at = now  # it has proved that it is there
         if isinstance(content, bytes):
             self._deliver(peer, (content,), now)
         elif content is not None:
@@ -261,8 +275,13 @@ class Node(NodeState):
         """The datagrams that carry `messages` to a ready peer, and where to send them."""
         session = peer.session
         if session.up:
-            datagrams = session.seal(packet.make_bodies(messages, session.body_size, session.coalesce), now)
+            try:
+                bodies = packet.make_bodies(messages, session.body_size, session.coalesce)
+            except TooLargeError:  # accepted for a larger body than this peer has by now
+                messages = self._fit_again(peer, messages, now)
+                bodies = packet.make_bodies(messages, session.body_size, session.coalesce)
             self.counters["sent"] += len(messages)
+            datagrams = session.seal(bodies, now)
             self.schedule(peer)
             return session.endpoint, datagrams
         link = self.base.links[peer.name]
@@ -275,6 +294,25 @@ class Node(NodeState):
                 self.count_loss(error.reason, 1, peer, now)
         return link.address, datagrams
 
+    def _fit_again(self, peer: Peer, messages: Sequence[bytes], now: float) -> list[bytes]:
+        fitting: list[bytes] = []
+        for message in messages:
+            try:
+                fitting.append(packet.fit(message, peer.session.body_size))
+            except TooLargeError:
+                self.count_loss("too_large_for_peer", 1, peer, now)
+        return fitting
+
+    def close(self, now: float) -> None:
+        """Say goodbye to everybody and wipe our session keys; what still waits is lost, and counted."""
+        for peer in self.table.all():
+            peer.session.say_goodbye(now)
+            self.drop_waiting(peer, "lost_at_stop")
+            self.table.forget(peer)
+        self.retired.clear()
+        self.local.wipe()
+        self.closed = True
+
     def lifetime_changed(self, now: float) -> None:
         """The lifetime was set: it counts from now."""
         lifetime = self.encryption.lifetime
@@ -285,6 +323,7 @@ class Node(NodeState):
 
     def identity_changed(self, now: float) -> None:
         """Our own keys were replaced: every session is of an identity that is gone."""
+        self._tell_base_peers()
         sign_seed = self.encryption.sign_seed
         if self.local.sign_public == crypto.sign_public_of(sign_seed):
             return  # only the base key is another: the next announcements tell
@@ -303,9 +342,16 @@ class Node(NodeState):
         """We listen on another port: peers in a session follow a ping, base peers an announcement."""
         for peer in self.table.all():
             peer.session.ping(now)
+        self._tell_base_peers()
+
+    def _tell_base_peers(self) -> None:
+        # In clear, for what they hold of us does not open what we seal now, or is not found for our new port.
         for link in self.base.links.values():
-            link.refresh_at = now
-            self.schedule(self.table.by_name[link.address])
+            announcement = self.base.clear_announcement(
+                link.version, self.port, packet.FULL_ANNOUNCEMENT_SIZE
+            )
+            if announcement is not None:
+                self.outgoing.append((link.address, announcement))
 
     def deadline(self) -> float:
         """When `run_timers` has something to do next."""
@@ -313,6 +359,8 @@ class Node(NodeState):
 
     def run_timers(self, now: float) -> None:
         """Do all that is due at `now`."""
+        if self.closed:
+            return
         if self.rotate_at <= now:
             self._rotate(now)
         while self.timers and self.timers[0][0] <= now:
@@ -378,6 +426,7 @@ class Node(NodeState):
 
     def _rotate(self, now: float) -> None:
         self.local.rotate()
+        self.rotated_at = now
         alive = (self.local.current, self.local.previous)
         for tag in [tag for tag, pair in self.retired.items() if pair.mine not in alive]:
             del self.retired[tag]

@@ -54,7 +54,7 @@ class RateLimiter:
         else:
             self._buckets.move_to_end(key)
             tokens = min(self._burst, bucket[0] + (now - bucket[1]) * self.max_per_second)
-        allowed = min(count, int(tokens))
+        allowed = max(0, min(count, int(tokens)))
         bucket[0], bucket[1] = tokens - allowed, now
         return allowed
 

@@ -91,7 +91,7 @@ class Session:
         retired: opened pairs that were closed while our key of theirs lives. They come back as they were, so
             that closing and making a pair again never forgets which counters were accepted.
         endpoint: where to send.
-        body_size: bytes of a datagram's body for this peer.
+        body_size: bytes of a datagram's body towards IPv4 addresses.
     """
 
     def __init__(
@@ -106,8 +106,8 @@ class Session:
         self.local = local
         self.owner: Any = None
         """What the caller knows this session by; not used here."""
-        self.endpoint = endpoint
-        self.body_size = body_size
+        self._ipv4_body_size = body_size
+        self.move_to(endpoint)
         self.sign = b""
         self.enc = b""
         self.epoch = -1
@@ -182,8 +182,9 @@ class Session:
         pair.order, pair.from_hello = order, from_hello
         known = self._retired.pop(pair.open_tag, None)
         if known is not None:
-            # Same keys as before: go on with the counters, and let its peer show again that it is there.
-            pair.window, pair.counter = known.window, known.counter
+            # Same keys as before: go on with the counters. What opens may have been on its way since then, so
+            # only the answer to a ping shows that the peer holds this pair now.
+            pair.window, pair.counter, pair.needs_pong = known.window, known.counter, True
         self._make_room()
         self.pairs.append(pair)
         self._tags[pair.open_tag] = (self, pair)
@@ -250,7 +251,7 @@ class Session:
         self.lost = False
         if source != self.endpoint and is_newest:
             self.validate(source, now, pair)
-        if not pair.opened:
+        if not pair.opened and not pair.needs_pong:
             self._first_opened(pair, now)
 
     def _first_opened(self, pair: Pair, now: float) -> None:
@@ -260,6 +261,9 @@ class Session:
         if self.send is None or pair.from_hello or pair.order > self.send.order:
             if pair.from_hello:
                 pair.order, pair.from_hello = pair.mine.epoch + self.epoch, False
+                # What else was not opened is of a process that may be gone, and must not take over later.
+                for other in [other for other in self.pairs if not other.opened]:
+                    self._drop(other)
             self.send = pair
         self._confirm(pair, True, now)
 
@@ -269,6 +273,11 @@ class Session:
         if pair is not None and address != self.endpoint and now >= self._may_validate_at:
             self._may_validate_at = now + VALIDATION_INTERVAL
             self._confirm(pair, False, now, to=address)
+
+    def move_to(self, endpoint: Address) -> None:
+        """Send there from now on."""
+        self.endpoint = endpoint
+        self.body_size = packet.body_size_for(endpoint[0], self._ipv4_body_size)
 
     def suspect(self, now: float) -> None:
         """There are signs that the peer is gone: ping it as if it had left data unanswered."""
@@ -312,11 +321,15 @@ class Session:
             return
         ping = self._pings.pop(_nonce_member(members, "echo"), None)
         peer_time = packet.member(members, "time", int)
+        if peer_time is not None and not 0 <= peer_time < 1 << 64:
+            raise PacketError("bad_control")
         if ping is None or peer_time is None or now - ping.sent_at > PING_VALID:
             return
         self._measure(peer_time / 1000, ping.sent_at, now)
+        if not pair.opened:
+            self._first_opened(pair, now)
         if ping.address == source and source != self.endpoint:
-            self.endpoint = source
+            self.move_to(source)
 
     def _measure(self, peer_time: float, sent_at: float, now: float) -> None:
         # Cristian's algorithm: the peer read its clock between our two readings, so the offset is known to

@@ -40,10 +40,17 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
     ``on_error(slot, exception)`` is called for each ``Exception`` that a slot raises; the other slots are
     called all the same.  Without it, a slot that raises is logged with its traceback when it begins to fail,
     and again only after it has succeeded in between.  ``errors`` counts what was raised in either case.
+
+    ``on_connect()`` is called after each ``connect``.
     """
 
-    def __init__(self, on_error: Callable[[Slot, Exception], None] | None = None) -> None:
+    def __init__(
+        self,
+        on_error: Callable[[Slot, Exception], None] | None = None,
+        on_connect: Callable[[], None] | None = None,
+    ) -> None:
         super().__init__()
+        self._on_connect = on_connect
         self._slots: tuple[_Connection, ...] = ()
         self._on_error = on_error
         self._lock = threading.Lock()
@@ -115,6 +122,8 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
         with self._lock:
             if not any(_same(connection, other) for other in self._slots):
                 self._slots = (*(other for other in self._slots if _alive(other)), connection)
+        if self._on_connect is not None:
+            self._on_connect()
 
     def disconnect(self, slot: Slot) -> None:
         """Stop calling ``slot``; nothing happens if it is not connected."""

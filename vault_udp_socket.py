@@ -47,6 +47,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_node import Event, Node
     from vault_udp_peer import Peer
     from vault_udp_rate_limit import RateLimiter
+    from vault_udp_session import NEVER
     from vault_udp_signal import SafeSignal
 else:
     from . import vault_ip
@@ -71,6 +72,7 @@ else:
     from .vault_udp_node import Event, Node
     from .vault_udp_peer import Peer
     from .vault_udp_rate_limit import RateLimiter
+    from .vault_udp_session import NEVER
     from .vault_udp_signal import SafeSignal
 
 __all__ = [
@@ -116,6 +118,10 @@ TOTAL_OVERHEAD = (
 )
 """Bytes between an interface's MTU and the room that `get_stats()['mtu']` shows."""
 
+MAX_EARLY_MESSAGES = 256
+"""Messages kept for the first slot to be connected; the oldest go first."""
+OLD_PORT_KEPT = 0.5
+"""Seconds for which we still receive at the old port after `update_recv_port`."""
 LANE_SIZE = 4096
 """Messages for one peer that may wait for the send thread; `send_data` waits when there are more."""
 LANES_SIZE = 65536
@@ -151,8 +157,8 @@ if hasattr(os, "register_at_fork"):
 class UDPSocketClass:
     """Exchanges encrypted messages with peers over one UDP socket; thread-safe.
 
-    Callbacks run in the receive thread, never under a lock; they may call any method. The address that they
-    get is the one to reply to.
+    Callbacks run in the receive thread, never under a lock; they may call any method but `wait_ready`. The
+    address that they get is the one to reply to.
 
     Args:
         recv_port: port to listen on and to send from, 1-65535; 0 lets the system choose.
@@ -190,11 +196,20 @@ class UDPSocketClass:
             + MSGPACK_OVERHEAD
             + REPLAY_PROTECTION_OVERHEAD
         )
-        self.udp_recv_data = SafeSignal()
-        self.udp_recv_bytes = SafeSignal()
+        self._early: list[tuple[Address, bytes]] | None = []
+        """Messages that came before the first slot was connected; None from then on."""
+        self.udp_recv_data = SafeSignal(on_connect=self._slot_connected)
+        self.udp_recv_bytes = SafeSignal(on_connect=self._slot_connected)
         self.udp_peer_ready = SafeSignal()
         self.udp_peer_lost = SafeSignal()
         self.udp_peer_rejected = SafeSignal()
+        self._callback_signals = (
+            self.udp_recv_data,
+            self.udp_recv_bytes,
+            self.udp_peer_ready,
+            self.udp_peer_lost,
+            self.udp_peer_rejected,
+        )
         self.udp_send_data = Signal()
         self.udp_send_data.connect(self.send_data)
         try:
@@ -229,6 +244,8 @@ class UDPSocketClass:
         self._last_direct = 0.0
         self._quick = 0
         self._sleeps_until = 0.0
+        self._leave_old_port_at = NEVER
+        self._wake_receiver_at = NEVER
         self._stopped = False
         self._for_callbacks: deque[Event] = deque()
         self._warned_not_text_at = float("-inf")
@@ -311,8 +328,11 @@ class UDPSocketClass:
 
         Raises:
             StoppedError: after `stop`, also if that happens meanwhile.
+            UDPSocketError: in a callback, where nothing could become ready meanwhile.
         """
         address = check_address(addr)
+        if threading.current_thread() is self._receiver:
+            raise UDPSocketError("wait_ready was called in a callback; connect udp_peer_ready instead")
         with self._lock:
             self._check_running()
             return self._ready.wait_for(lambda: self._is_ready_locked(address), timeout)
@@ -354,6 +374,7 @@ class UDPSocketClass:
             peer.lane.append(data)
             if not peer.laned:
                 with self._lock:
+                    self._check_running()
                     self._lane_locked(peer)
             return
         self._send(data, addr)
@@ -380,12 +401,15 @@ class UDPSocketClass:
 
     def _fit(self, data: bytes, address: Address | None) -> bytes:
         """`data` if it fits raw, else compressed."""
-        over_ipv6 = any(":" in ip for ip, _ in self.get_peers()) if address is None else ":" in address[0]
-        body_size = self.mtu - (20 if over_ipv6 else 0)
-        if len(data) <= packet.message_room(body_size):
-            return data
+        ips = [ip for ip, _ in self.get_peers()] if address is None else [address[0]]
+        body_size = min((packet.body_size_for(ip, self.mtu) for ip in ips), default=self.mtu)
+        if len(data) > packet.MAX_MESSAGE_SIZE:
+            raise MessageTooLargeError(
+                f"the message has {len(data)} bytes; the limit before compression is "
+                f"{packet.MAX_MESSAGE_SIZE}; split it"
+            )
         try:
-            return packet.compress_frame(data, packet.payload_room(body_size))
+            return packet.fit(data, body_size)
         except packet.TooLargeError as error:
             raise MessageTooLargeError(
                 f"the message of {len(data)} bytes has {error.size} at best when compressed; "
@@ -434,9 +458,9 @@ class UDPSocketClass:
                 now = time.monotonic()
                 self._node.run_timers(now)
                 stopped = self._stopped
-                if stopped:
-                    self._say_goodbye_locked(now)
                 batches = self._take_batches_locked(now)
+                if stopped and not batches:
+                    self._node.close(now)
                 effects = self._take_effects_locked()
                 self._sending = True
                 datagrams = self._datagrams
@@ -449,7 +473,10 @@ class UDPSocketClass:
     def _await_work_locked(self) -> None:
         node = self._node
         while not (self._stopped or self._laned or node.outgoing or node.events or node.flushable):
-            self._sleeps_until = node.deadline()
+            if time.monotonic() >= self._wake_receiver_at:
+                self._wake_receiver_at = NEVER
+                self._datagrams.wake()
+            self._sleeps_until = min(node.deadline(), self._wake_receiver_at)
             timeout = self._sleeps_until - time.monotonic()
             if timeout <= 0:
                 break
@@ -482,28 +509,29 @@ class UDPSocketClass:
                     self._node.queue(peer, message, now)
         return batches
 
-    def _say_goodbye_locked(self, now: float) -> None:
-        if not self._laned:
-            for peer in self._node.table.all():
-                peer.session.say_goodbye(now)
-                peer.session.close()
-
     # ----------------------------------------------------------------------------------------- receiving
 
     def _receive_loop(self) -> None:
-        while not self._stopped:
-            datagrams = self._datagrams
+        datagrams = self._datagrams
+        while True:
+            if datagrams is not self._datagrams:
+                self._datagrams.take_over(datagrams)
+                datagrams = self._datagrams
             try:
                 batches = datagrams.receive()
             except SocketClosed:
-                continue  # stopped, or another port took its place
+                break  # by `stop`, which waited for the goodbyes
             now = time.monotonic()
+            if now >= self._leave_old_port_at:
+                self._leave_old_port_at = NEVER
+                datagrams.leave_previous()
             with self._lock:
                 for received, source in batches:
                     self._node.receive(received, source, now)
                 effects = self._take_effects_locked()
                 self._wake_sender_locked()
             self._carry_out(effects, datagrams)
+        datagrams.leave_previous()
 
     def _take_effects_locked(self) -> _Effects:
         node = self._node
@@ -525,8 +553,29 @@ class UDPSocketClass:
             return
         while self._for_callbacks and not self._stopped:
             self._tell(self._for_callbacks.popleft())
+        if self._early is not None:
+            self._keep_early(effects.deliveries)
+            return
         for address, messages in effects.deliveries:
             self._deliver(address, messages)
+
+    def _keep_early(self, deliveries: list[tuple[Address, Sequence[bytes]]]) -> None:
+        # Threads run before the constructor returns, so a peer may be faster than the line that connects.
+        assert self._early is not None
+        early = self._early
+        early += [(address, message) for address, messages in deliveries for message in messages]
+        if self.udp_recv_data.connected or self.udp_recv_bytes.connected:
+            self._early = None
+            for address, message in early:
+                self._deliver(address, (message,))
+        elif len(early) > MAX_EARLY_MESSAGES:
+            with self._lock:
+                self._node.counters["nobody_connected"] += len(early) - MAX_EARLY_MESSAGES
+            del early[:-MAX_EARLY_MESSAGES]
+
+    def _slot_connected(self) -> None:
+        if self._early is not None:
+            self._datagrams.wake()
 
     def _tell(self, event: Event) -> None:
         if event.kind == "ready":
@@ -574,8 +623,8 @@ class UDPSocketClass:
     def update_recv_port(self, recv_port: int) -> None:
         """Listen on another port; on failure nothing changes.
 
-        Peers in a session follow at once. Base peers are told, but their programs may go on sending to the
-        old port.
+        Peers in a session follow at once; what they had sent to the old port by then still arrives, for that
+        one is freed after half a second. Base peers are told, but their programs may go on sending to it.
 
         Raises:
             InvalidPortError: not a port.
@@ -594,9 +643,11 @@ class UDPSocketClass:
                 self._check_running()
             old, self._datagrams = self._datagrams, new
             self._node.port = new.port
-            self._node.moved(time.monotonic())
+            now = time.monotonic()
+            self._leave_old_port_at = self._wake_receiver_at = now + OLD_PORT_KEPT
+            self._node.moved(now)
             self._wake_sender_locked()
-        old.close()
+        old.wake()
 
     @property
     def lifetime(self) -> float:
@@ -643,7 +694,8 @@ class UDPSocketClass:
             counters.update(node.counters)
             counters.update({f"socket_{name}": count for name, count in datagrams.errors.items()})
             counters["kernel_drops"] = datagrams.kernel_drops
-            counters["callback_errors"] = self.udp_recv_data.errors + self.udp_recv_bytes.errors
+            counters["strangers_evicted"] = node.table.evicted
+            counters["callback_errors"] = sum(signal.errors for signal in self._callback_signals)
             return {
                 "protocol_version": PROTOCOL_VERSION,
                 "recv_port": datagrams.port,

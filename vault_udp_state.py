@@ -90,13 +90,15 @@ class NodeState:
         self.timers: list[tuple[float, int, Peer]] = []
         self.sequence = itertools.count()
         self.rotate_at = NEVER
+        self.rotated_at = now
 
     def is_ready(self, peer: Peer, now: float) -> bool:
         """Whether data for this peer leaves at once."""
         if peer.session.up:
             return True
         link = self.base.links.get(peer.name)
-        return link is not None and link.ready_at <= now
+        has_keys = link is not None and self.encryption.peer_keys_exist(peer.name)
+        return link is not None and has_keys and link.ready_at <= now
 
     def mode(self, peer: Peer) -> str:
         """How we talk to this peer, for display."""
@@ -108,16 +110,24 @@ class NodeState:
         return "lost" if peer.session.lost else "waiting for keys"
 
     def new_peer(self, address: Address) -> Peer:
-        body_size = self.body_size - (20 if ":" in address[0] else 0)
-        session = Session(self.local, self.tags, self.retired, self.outgoing, address, body_size)
+        session = Session(self.local, self.tags, self.retired, self.outgoing, address, self.body_size)
         peer = session.owner = Peer(address, session)
         return self.table.insert(peer)
+
+    def own_entry(self, address: Address) -> Peer:
+        """The entry whose first name is `address`, made if need be: base mode knows no second names."""
+        peer = self.table.by_name.get(address)
+        if peer is not None and peer.name != address:
+            self.table.remove_name(peer, address)
+            peer = self.new_peer(address)
+            self.table.mark_added(peer)
+        return peer or self.new_peer(address)
 
     def forgotten(self, peer: Peer) -> None:
         peer.session.close()
         for name in peer.names:
             self.base.remove(name)
-        self.drop_queue(peer, "peer_removed")
+        self.drop_waiting(peer, "peer_removed")
 
     def count_drop(self, reason: str, source: Address, now: float) -> None:
         self.counters[reason] += 1
@@ -137,7 +147,10 @@ class NodeState:
             self.flushable.append(peer)
 
     def queue(self, peer: Peer, message: bytes, now: float) -> None:
-        """Keep a message until the peer's keys are there: at most 256, the oldest go first."""
+        """Keep a message until the keys are there: at most 256 a peer, the oldest go first."""
+        if not peer.names:
+            self.count_loss("peer_removed", 1, peer, now)
+            return
         if len(peer.queue) >= MAX_QUEUED:
             peer.queue.popleft()
             self.count_loss("queue_full", 1, peer, now)
@@ -156,11 +169,15 @@ class NodeState:
         self.flushable.clear()
         return peers
 
-    def drop_queue(self, peer: Peer, reason: str) -> None:
-        if peer.queue:
-            self.counters[reason] += len(peer.queue)
-            logger.warning("%s: %d waiting messages dropped (%s)", peer.name, len(peer.queue), reason)
-            peer.queue.clear()
+    def drop_waiting(self, peer: Peer, reason: str) -> None:
+        """Drop what waits for this peer, for keys or for the send thread."""
+        lane_size = len(peer.lane)
+        del peer.lane[:lane_size]
+        count = len(peer.queue) + lane_size
+        peer.queue.clear()
+        if count:
+            self.counters[reason] += count
+            logger.warning("%s: %d waiting messages dropped (%s)", peer.name, count, reason)
 
     def note_version(self, sign: bytes, version: int) -> None:
         best = max(version, self.best_version.pop(sign, 0))
@@ -205,12 +222,19 @@ class NodeState:
         peer.session.close()
         peer.probe_until = NEVER
         self.base.remove(peer.name)
-        self.drop_queue(peer, "queued_for_another_identity")
+        self.drop_waiting(peer, "queued_for_another_identity")
         self.events.append(Event("lost", peer.name, why))
         if peer.added:
             self.start_announcing(peer, now)
 
     def start_announcing(self, peer: Peer, now: float) -> None:
+        """Look for the peer anew, at each of its names: what was one process need not be one again."""
+        for name in peer.names[1:]:
+            self.table.remove_name(peer, name)
+            other = self.new_peer(name)
+            other.supplied = peer.supplied
+            self.table.mark_added(other)
+            self.start_announcing(other, now)
         peer.announce_at, peer.announced_since, peer.announcements = now, now, 0
         self.schedule(peer)
 

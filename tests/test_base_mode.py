@@ -561,7 +561,7 @@ def test_nothing_of_ours_that_is_reflected_is_accepted(new_net: Nets, version: i
 
 def test_reflection_before_the_source_port_is_learned_learns_nothing(new_net: Nets) -> None:
     net = new_net()
-    us, them = net.node(OURS), BasePeer(2, THEIRS[1], EPOCH)
+    us, them = net.node(OURS, THEIRS), BasePeer(2, THEIRS[1], EPOCH)
     us.arrive((THEIRS[0], OTHER_SOURCE_PORT), them.announcement())
     net.run(2)
     sealed = [data for data in sent_by(net, OURS) if len(data) == SEALED_SIZE]

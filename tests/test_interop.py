@@ -218,6 +218,7 @@ def test_what_we_seal_opens_as_deployed_peers_open_it(version: str, text: str) -
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_our_sealed_announcement_reads_as_deployed_peers_read_it(version: str) -> None:
     receiver = Receiver(version)
+    receiver.node.add_peer(receiver.peer, 1000.0)
     receiver.receive("announcement_plaintext")
     receiver.node.outgoing.clear()
     receiver.node.run_timers(1001.0)

@@ -376,12 +376,12 @@ LEGACY_PEERS = _example("Peers of the old releases")
 
 
 def test_base_mode_is_refused(remotes: Remotes) -> None:
-    sock = _run(LEGACY_PEERS, remotes)["sock"]
-    assert not sock._node.legacy_peers
+    assert not _run(LEGACY_PEERS, remotes)["sock"]._node.legacy_peers
     members = VaultAsymmetricEncryption().base_members(port=8000)
     announcement = vault_udp_packet.make_announcement_body(members, 1024)
-    sock._node.receive([announcement], ("192.0.2.1", 8000), time.monotonic())
-    assert sock.get_stats()["counters"]["base_refused"] == 1
+    with UDPSocketClass(0, legacy_peers=False) as sock:
+        sock._node.receive([announcement], ("192.0.2.1", 8000), time.monotonic())
+        assert sock.get_stats()["counters"]["base_refused"] == 1
 
 
 REPLAY = _example("Replay protection")
@@ -579,7 +579,7 @@ def test_numbers_in_the_text_are_those_of_the_code() -> None:
 
 # ------------------------------------------------------------------------------------------------ counters
 
-REASON_ARGUMENT = {"PacketError": 0, "count_drop": 0, "count_loss": 0, "drop_queue": 1}
+REASON_ARGUMENT = {"PacketError": 0, "count_drop": 0, "count_loss": 0, "drop_waiting": 1}
 """Which argument of a call is a reason that is counted."""
 # Made from names that are not in the source as such.
 ALWAYS_THERE = {"sent", "received", "kernel_drops", "callback_errors", "socket_NAME"}
