@@ -669,24 +669,6 @@ def test_a_forged_flood_from_the_peers_address_spends_none_of_its_allowance(
 # Moving to another port
 
 
-@both_families
-def test_a_new_port_is_followed_at_once(ip: str, free_port: int) -> None:
-    with pair(ip) as (a, b):
-        inbox_a, inbox_b = Inbox(a), Inbox(b)
-        old_port = b.recv_port
-        b.update_recv_port(free_port)
-        assert b.recv_port == free_port == b.get_stats()["recv_port"]
-        eventually(lambda: is_free(old_port), "the old port is free")
-        b.send_data("moved")
-        reply_to = inbox_a.wait_for_text("moved")
-        a.send_data("to the address of the callback", reply_to)
-        a.send_data("to the address that was added", (ip, old_port))
-        a.send_data("to all")
-        inbox_b.wait_for_text("to the address of the callback")
-        inbox_b.wait_for_text("to the address that was added")
-        inbox_b.wait_for_text("to all")
-
-
 def test_a_new_port_that_is_in_use_changes_nothing() -> None:
     with pair() as (a, b), plain_socket() as other:
         before = b.recv_port
