@@ -84,7 +84,7 @@ class Introductions:
     def receive_clear(self, datagram: bytes, source: Address, now: float) -> None:
         body = packet.read_body(datagram)
         if body.version == 1:
-            text = packet.read_v1_text(packet.read_frame(body.payload))
+            text = packet.read_v1_text(packet.read_frame(body.payload, packet.MAX_CONTROL_SIZE))
             if isinstance(text, bytes):
                 raise PacketError("clear_data")
             members = text
@@ -114,14 +114,16 @@ class Introductions:
             raise PacketError("misaddressed")
         if not proof_is_good(hello, announcement.hello, announcement.proof):
             raise PacketError("bad_proof")
+        if crypto.is_low_order(hello.enc):
+            raise PacketError("bad_announcement")
         peer = self._peer_for_hello(hello, source, now)
         if peer is not None:
             self._check_room_for_pairs(peer)
             self._accept_hello(peer, hello, source, now)
 
     def _check_room_for_pairs(self, peer: Peer) -> None:
-        # Sessions that came and went leave their replay windows behind until two rotations have wiped our keys
-        # of theirs. Forgetting one would let its datagrams in again: so strangers wait, and we rotate soon.
+        # Sessions that came and went leave their replay windows behind until two rotations have wiped our
+        # keys of theirs. Forgetting one would let its datagrams in again: strangers wait, and we rotate soon.
         state = self._state
         if len(state.retired) >= MAX_RETIRED_PAIRS:
             state.rotate_at = min(state.rotate_at, state.rotated_at + MIN_LIFETIME)
@@ -138,7 +140,7 @@ class Introductions:
                 continue
             # The same process at another of its addresses.
             if peer is None or not peer.added:
-                other.session.validate(source, now)
+                other.session.validate(source, packet.SHORT_ANNOUNCEMENT_SIZE, now)
                 return None
             self._state.table.merge(peer, other)
             if other.session.up:
@@ -149,11 +151,12 @@ class Introductions:
     def _accept_hello(self, peer: Peer, hello: Hello, source: Address, now: float) -> None:
         self._state.table.set_identity(peer, hello.sign)
         self._state.note_version(hello.sign, SESSION)
-        peer.session.accept_hello(hello, now)
         if not peer.session.up:
             peer.session.move_to(source)
         if hello.holds != self._state.local.current.public:
+            # Before the confirm, which the peer cannot open without it.
             self._send_hello(source, now, echo=hello.nonce, holds=hello.enc, to_sign=hello.sign)
+        peer.session.accept_hello(hello, now)
         self._state.schedule(peer)
 
     def _send_hello(self, address: Address, now: float, **fields: bytes) -> None:
@@ -169,7 +172,7 @@ class Introductions:
         enc, sign = self._state.encryption.verify_announcement(announcement)
         if crypto.bytes_to_b64_str(sign) == self._state.encryption.sign_public_key:
             raise PacketError("own_datagram")
-        if version < self._state.best_version.get(sign, 0):
+        if version < self._best_version_of(sign):
             raise PacketError("downgrade_refused")
         address = (source[0], announcement.port or source[1])
         peer = self._state.table.by_name.get(address)
@@ -189,6 +192,11 @@ class Introductions:
         )
         if answer is not None:
             self._state.outgoing.append((address, answer))
+
+    def _best_version_of(self, sign: bytes) -> int:
+        if any(peer.session.sign == sign for peer in self._state.table.with_identity(sign)):
+            return SESSION
+        return self._state.best_version.get(sign, 0)
 
     def _live_enc(self, address: Address) -> bytes:
         keys = self._state.encryption.peer_keys(address)
@@ -217,8 +225,10 @@ class Introductions:
         if peer.supplied is not None:
             self._state.encryption.remove_peer_keys(address)
             return
-        if peer.session.up:
+        if peer.session.up or self._best_version_of(keys.sign) == SESSION:
             return
+        if peer.identity not in (b"", keys.sign):
+            self._state.release_pin(peer, "other keys were supplied", now)
         link = self._state.base.add(address, packet.PROTOCOL_VERSION, now)
         link.added = True
         link.ready_at = link.refresh_at = now + SUPPLIED_KEYS_AFTER
@@ -232,7 +242,7 @@ class Introductions:
             raise PacketError("identity_refused")
         keys = self._state.encryption.peer_keys(peer.name)
         if keys is not None and keys.enc != enc:
-            self._state.encryption.store_peer_keys(peer.name, enc, sign, now)
+            self._state.encryption.store_peer_keys(peer.name, enc, sign, now, supplied=keys.supplied)
 
     def announce(self, peer: Peer, now: float) -> None:
         session = peer.session

@@ -47,6 +47,8 @@ class BaseLink:
         "added",
         "address",
         "body_size",
+        "credit",
+        "opened",
         "opened_at",
         "ready_at",
         "refresh_at",
@@ -60,16 +62,28 @@ class BaseLink:
         self.body_size = body_size
         self.added = False
         """The user named this peer: it is tried before strangers."""
+        self.credit = 0
+        """Bytes that came sealed, less those sent unasked, for a peer that nobody named: see `affords`."""
         self.version = version
         """What we speak to it."""
         self.shown = 0
         """The highest version that it has shown; nothing below is accepted."""
         self.source: Address | None = None
         """The address its datagrams come from, once one has opened."""
+        self.opened = False
         self.opened_at = now
         """When something last opened, or when the link was made."""
         self.ready_at = now + READY_AFTER
         self.refresh_at = NEVER
+
+    def affords(self, size: int) -> bool:
+        """Take `size` bytes out of the credit: no more is sent to a stranger unasked than came from there."""
+        if self.added:
+            return True
+        if self.credit < size:
+            return False
+        self.credit -= size
+        return True
 
     def live(self, now: float) -> bool:
         """Whether the pin holds: something opened in the last 45 s."""
@@ -155,13 +169,18 @@ class BaseMode:
             if error.reason in ("forged", "no_key"):
                 return None
             raise
-        link.opened_at = now
+        link.opened, link.opened_at = True, now
         link.ready_at = min(link.ready_at, now)
+        link.credit += len(datagram)
         return body
 
     def _learn(self, link: BaseLink, source: Address) -> None:
         if link.source is not None:
             self._by_source.pop(link.source, None)
+        other = self._by_source.get(source)
+        if other is not None:
+            other.source = None
+            self.unlearn(other)
         link.source = source
         self._by_source[source] = link
         unlearned = self._unlearned[source[0]]

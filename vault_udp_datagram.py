@@ -131,15 +131,21 @@ class DatagramSocket:
         Only for the thread that receives; it ends with `leave_previous`, or with `close`.
         """
         previous.leave_previous()
-        self._previous = previous
-        self._wait_readable = _readable_waiter(self._socket, previous._socket, self._wake_receiver)
+        with self._lock:
+            if self._closed:
+                previous.close()
+                return
+            self._previous = previous
+            self._wait_readable = _readable_waiter(self._socket, previous._socket, self._wake_receiver)
 
     def leave_previous(self) -> None:
         """Close the socket that was taken over, if any. Only for the thread that receives."""
-        if self._previous is not None:
-            self._wait_readable = _readable_waiter(self._socket, self._wake_receiver)
-            self._previous.close()
-            self._previous = None
+        with self._lock:
+            previous, self._previous = self._previous, None
+            if previous is not None and not self._closed:
+                self._wait_readable = _readable_waiter(self._socket, self._wake_receiver)
+        if previous is not None:
+            previous.close()
 
     def receive(self) -> list[Batch]:
         """Wait for datagrams and return them, at most 16 batches; return an empty list after ``wake``.

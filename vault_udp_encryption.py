@@ -33,6 +33,8 @@ MAX_MESSAGE_AGE_SECONDS = 60
 NONCE_CACHE_SIZE = 10000
 """Message nonces remembered for each base peer; beyond it the smallest timestamps are given up."""
 
+MAX_NONCE_CACHES = 32768
+"""Pairs of keys for which nonces are remembered; forgetting one early would let its datagrams in again."""
 MIN_LIFETIME = 5
 _TIMESTAMP = struct.Struct(">d")
 _HEADER_SIZE = 16 + _TIMESTAMP.size
@@ -66,7 +68,7 @@ class InvalidLifetimeError(EncryptionError, ValueError):
 class PeerKeys:
     """What base mode knows of one address."""
 
-    __slots__ = ("enc", "refreshed_at", "shared", "sign", "supplied")
+    __slots__ = ("enc", "proven", "refreshed_at", "shared", "sign", "supplied")
 
     def __init__(self, enc: bytes, sign: bytes, shared: bytes, supplied: bool, now: float) -> None:
         self.enc = enc
@@ -74,6 +76,8 @@ class PeerKeys:
         self.shared = shared
         self.supplied = supplied
         """Set by the application, not learned from the network: never expires."""
+        self.proven = supplied
+        """Something has opened under them, or the application vouches for them."""
         self.refreshed_at = now
 
 
@@ -144,6 +148,7 @@ class VaultAsymmetricEncryption:
         self._sign_seed = bytearray()
         self._own_keys_supplied = False
         self._peers: dict[Address, PeerKeys] = {}
+        self._addresses_of: dict[bytes, set[Address]] = {}
         # By shared key, not by address: a datagram stays known when its sender's address changes, when its
         # key is announced again, and when the application changes our keys and changes them back.
         self._nonces: dict[bytes, NonceCache] = {}
@@ -262,14 +267,23 @@ class VaultAsymmetricEncryption:
                 shared = crypto.shared_key(self._enc_private, enc)
             except crypto.CryptoError as error:
                 raise PacketError("bad_announcement") from error
-            if any(keys.enc == enc and keys.sign != sign for a, keys in self._peers.items() if a != addr):
+            # Who only announced a key does not keep its owner from using it.
+            holders = (self._peers[other] for other in self._addresses_of.get(enc, ()) if other != addr)
+            if any(keys.sign != sign and keys.proven for keys in holders):
                 raise PacketError("key_of_another")
+            self.remove_peer_keys(addr)
             self._peers[addr] = PeerKeys(enc, sign, shared, supplied, now)
+            self._addresses_of.setdefault(enc, set()).add(addr)
 
     def remove_peer_keys(self, addr: Address) -> None:
         """Forget the keys of an address; nothing happens if there are none."""
         with self.lock:
-            self._peers.pop(addr, None)
+            keys = self._peers.pop(addr, None)
+            if keys is not None:
+                addresses = self._addresses_of[keys.enc]
+                addresses.discard(addr)
+                if not addresses:
+                    del self._addresses_of[keys.enc]
 
     def peer_keys_exist(self, addr: Address) -> bool:
         """Whether there are base keys for this address."""
@@ -293,7 +307,7 @@ class VaultAsymmetricEncryption:
                 if not keys.supplied and now - keys.refreshed_at > self._lifetime
             ]
             for addr in expired:
-                del self._peers[addr]
+                self.remove_peer_keys(addr)
             self.forget_old_nonces()
             return len(expired)
 
@@ -376,7 +390,8 @@ class VaultAsymmetricEncryption:
         """Open what the peer at `addr` sealed for us, once; the reason of a refusal is for the counters.
 
         Raises:
-            PacketError: ``no_key``, ``forged``, ``own_datagram``, ``outside_window``, ``replayed``.
+            PacketError: ``no_key``, ``forged``, ``own_datagram``, ``outside_window``, ``replayed``,
+                ``too_many_sessions``.
         """
         with self.lock:
             keys = self._peers.get(addr)
@@ -389,7 +404,7 @@ class VaultAsymmetricEncryption:
             if len(plain) < _HEADER_SIZE:
                 raise PacketError("forged")
             self._check_replay(keys, plain[:16], _TIMESTAMP.unpack_from(plain, 16)[0])
-            keys.refreshed_at = self._monotonic()
+            keys.refreshed_at, keys.proven = self._monotonic(), True
             return plain[_HEADER_SIZE:]
 
     def _check_replay(self, keys: PeerKeys, nonce: bytes, timestamp: float) -> None:
@@ -400,6 +415,8 @@ class VaultAsymmetricEncryption:
             raise PacketError("outside_window")
         cache = self._nonces.get(keys.shared)
         if cache is None:
+            if len(self._nonces) >= MAX_NONCE_CACHES:
+                raise PacketError("too_many_sessions")
             # Our own keys outlive our memory of nonces when the application sets them again after a restart.
             floor = self._started_at if self._own_keys_supplied else float("-inf")
             cache = self._nonces[keys.shared] = NonceCache(floor)
@@ -429,6 +446,7 @@ class VaultAsymmetricEncryption:
                 crypto.wipe(secret)
                 secret.clear()
             self._peers.clear()
+            self._addresses_of.clear()
             self._nonces.clear()
 
     def __enter__(self) -> VaultAsymmetricEncryption:

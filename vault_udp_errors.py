@@ -78,6 +78,19 @@ def check_address(addr: object) -> Address:
     return ip, check_port(addr[1], lowest=1)
 
 
+def check_rate_limit(rate_limit: object) -> None:
+    """Pass a number above 0, and None.
+
+    Raises:
+        InvalidArgumentError: anything else.
+    """
+    is_number = isinstance(rate_limit, (int, float)) and not isinstance(rate_limit, bool)
+    if rate_limit is not None and not (is_number and rate_limit > 0):  # type: ignore[operator]
+        raise InvalidArgumentError(
+            f"rate_limit is {rate_limit!r}; it must be a number of messages per second above 0, or None"
+        )
+
+
 def check_identity(key: object) -> bytes:
     """The 32 bytes of an identity given as Base64 text.
 

@@ -252,8 +252,11 @@ class Pair:
         """Authenticate a datagram with our tag and return its timestamp and body, once.
 
         Raises:
-            PacketError: ``forged`` (does not open), ``replayed`` (its counter was accepted, or is too old).
+            PacketError: ``bad_length``, ``forged`` (does not open), ``replayed`` (its counter was accepted,
+                or is too old).
         """
+        if len(datagram) < MIN_SEALED_SIZE:
+            raise PacketError("bad_length")
         try:
             plain = self._workspace.open(self._open_key, datagram)
         except crypto.DecryptionError as error:

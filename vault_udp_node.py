@@ -24,7 +24,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_announce import Introductions
     from vault_udp_base import PIN_AFTER_SILENCE
     from vault_udp_encryption import VaultAsymmetricEncryption
-    from vault_udp_keys import MIN_SEALED_SIZE, TAG_SIZE, Pair
+    from vault_udp_keys import MIN_SEALED_SIZE, SEALED_OVERHEAD, TAG_SIZE, Pair
     from vault_udp_packet import PacketError, TooLargeError
     from vault_udp_peer import Peer
     from vault_udp_rate_limit import RateLimiter
@@ -38,7 +38,7 @@ else:
     from .vault_udp_announce import Introductions
     from .vault_udp_base import PIN_AFTER_SILENCE
     from .vault_udp_encryption import VaultAsymmetricEncryption
-    from .vault_udp_keys import MIN_SEALED_SIZE, TAG_SIZE, Pair
+    from .vault_udp_keys import MIN_SEALED_SIZE, SEALED_OVERHEAD, TAG_SIZE, Pair
     from .vault_udp_packet import PacketError, TooLargeError
     from .vault_udp_peer import Peer
     from .vault_udp_rate_limit import RateLimiter
@@ -47,6 +47,9 @@ else:
 
 
 __all__ = ["Event", "Node"]
+
+REKEYS_PER_SECOND = 2000
+"""After a rotation, so that many sessions do not hold up the messages of all."""
 
 
 class Node(NodeState):
@@ -157,7 +160,7 @@ class Node(NodeState):
                 timestamp, body = pair.open(datagram)
                 if not heard:
                     heard = True
-                    session.heard(pair, source, pair.window.highest > newest, now)
+                    session.heard(pair, source, len(datagram), pair.window.highest > newest, now)
                 fresh = earliest <= timestamp <= latest
                 # What most datagrams are: one message, as long as the one before.
                 message = layout.read(body) if layout is not None and fresh else None
@@ -214,7 +217,7 @@ class Node(NodeState):
     def _came_up(self, peer: Peer, now: float) -> None:
         peer.announce_at = NEVER
         peer.probe_until = NEVER
-        peer.rejected = b""
+        peer.rejected.clear()
         self.base.remove(peer.name)
         self.table.heard(peer, confirmed=True)
         self.became_ready(peer)
@@ -264,7 +267,7 @@ class Node(NodeState):
             peer.base_ready = True
             self.became_ready(peer)
         if link.refresh_at == NEVER:
-            link.refresh_at = now  # it has proved that it is there
+            link.refresh_at = now
         if isinstance(content, bytes):
             self._deliver(peer, (content,), now)
         elif content is not None:
@@ -341,12 +344,15 @@ class Node(NodeState):
     def moved(self, now: float) -> None:
         """We listen on another port: peers in a session follow a ping, base peers an announcement."""
         for peer in self.table.all():
-            peer.session.ping(now)
+            peer.session.moved(now)
+            self.schedule(peer)
         self._tell_base_peers()
 
     def _tell_base_peers(self) -> None:
         # In clear, for what they hold of us does not open what we seal now, or is not found for our new port.
         for link in self.base.links.values():
+            if not link.affords(packet.FULL_ANNOUNCEMENT_SIZE):
+                continue
             announcement = self.base.clear_announcement(
                 link.version, self.port, packet.FULL_ANNOUNCEMENT_SIZE
             )
@@ -421,6 +427,8 @@ class Node(NodeState):
         if link.ready_at <= now and not peer.base_ready:
             peer.base_ready = True
             self.became_ready(peer)
+        if link.refresh_at <= now and not link.affords(link.body_size + SEALED_OVERHEAD):
+            link.refresh_at = NEVER
         if link.refresh_at <= now:
             self.outgoing.append((link.address, self.base.sealed_announcement(link, self.port, now)))
 
@@ -430,9 +438,9 @@ class Node(NodeState):
         alive = (self.local.current, self.local.previous)
         for tag in [tag for tag, pair in self.retired.items() if pair.mine not in alive]:
             del self.retired[tag]
-        for peer in self.table.all():
+        for index, peer in enumerate(self.table.all()):
             had_pairs, was_up = bool(peer.session.pairs), peer.session.up
-            peer.session.after_rotation(now)
+            peer.session.after_rotation(now + index / REKEYS_PER_SECOND)
             if was_up and not peer.session.up:
                 self.events.append(Event("lost", peer.name, "it did not follow our rotation"))
             if had_pairs and peer.session.send is None:

@@ -158,8 +158,12 @@ def fit(message: bytes, body_size: int) -> bytes:
     return compress_frame(message, payload_room(body_size))
 
 
-def read_frame(frame: bytes) -> bytes:
-    """The content of one zstd frame, at most ``MAX_MESSAGE_SIZE`` bytes; a stored frame is read directly."""
+def read_frame(frame: bytes, limit: int = MAX_MESSAGE_SIZE) -> bytes:
+    """The content of one zstd frame, at most `limit` bytes; a stored frame is read directly.
+
+    Raises:
+        PacketError: ``bad_frame``, ``message_over_limit``.
+    """
     if frame[:4] != _ZSTD_MAGIC or len(frame) < 9:
         raise PacketError("bad_frame")
     descriptor = frame[4]
@@ -168,23 +172,23 @@ def read_frame(frame: bytes) -> bytes:
     elif descriptor == 0x60 and len(frame) >= 10:
         start, size = 10, 256 + int.from_bytes(frame[5:7], "little")
     else:
-        return _decompress(frame)
+        return _decompress(frame, limit)
     block = int.from_bytes(frame[start - 3 : start], "little")
     if block == (size << 3 | 1):
         if len(frame) != start + size:
             raise PacketError("bad_frame")
         return frame[start:]
-    return _decompress(frame)
+    return _decompress(frame, limit)
 
 
-def _decompress(frame: bytes) -> bytes:
+def _decompress(frame: bytes, limit: int) -> bytes:
     # A decoder of its own for each frame: a kept one would carry the state of a hostile frame into the next.
     decoder = pyzstd.ZstdDecompressor(option={pyzstd.DParameter.windowLogMax: _ZSTD_WINDOW_LOG_MAX})
     try:
-        content: bytes = decoder.decompress(frame, MAX_MESSAGE_SIZE + 1)
+        content: bytes = decoder.decompress(frame, limit + 1)
     except (pyzstd.ZstdError, EOFError, MemoryError) as error:
         raise PacketError("bad_frame") from error
-    if len(content) > MAX_MESSAGE_SIZE:
+    if len(content) > limit:
         raise PacketError("message_over_limit")
     if not decoder.eof or decoder.unused_data:
         raise PacketError("bad_frame")
@@ -225,19 +229,18 @@ class StoredLayout(NamedTuple):
     """Where the message ends; it starts behind `head`."""
     tail: bytes
     """What follows the message, up to the padding."""
-    padding: bytes
     body_size: int
 
     def make(self, message: bytes) -> bytes:
         """`make_payload_body(store_frame(message), body_size)`."""
-        return b"%b%b%b%b" % (self.head, message, self.tail, self.padding)
+        return (b"%b%b%b" % (self.head, message, self.tail)).ljust(self.body_size, b"\0")
 
     def read(self, body: bytes) -> bytes | None:
         """The message of a body as `make` makes it, whatever its padding; None for any other body.
 
         Such a body needs no parser: all that is not message or padding is compared.
         """
-        head, end, tail, _, body_size = self
+        head, end, tail, body_size = self
         if len(body) == body_size and body.startswith(head) and body.startswith(tail, end):
             return body[len(head) : end]
         return None
@@ -250,7 +253,7 @@ def stored_layout(message_size: int, body_size: int) -> StoredLayout:
     body = make_payload_body(frame, body_size)
     end = _FRAME_START + len(frame)
     tail_end = end + len(_CONTROL_KEY + _EMPTY_BIN + _PADDING_KEY) + 3
-    return StoredLayout(body[: end - message_size], end, body[end:tail_end], body[tail_end:], body_size)
+    return StoredLayout(body[: end - message_size], end, body[end:tail_end], body_size)
 
 
 def likely_layout(body: bytes) -> StoredLayout | None:

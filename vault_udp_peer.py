@@ -78,8 +78,8 @@ class Peer:
         self.probe_started = -NEVER
         self.probe_until = NEVER
         self.probe_pings = 0
-        self.rejected = b""
-        """The identity last refused here, so that it is told once per episode."""
+        self.rejected: deque[bytes] = deque(maxlen=8)
+        """Identities refused here, so that each is told once per episode."""
         self.scheduled = NEVER
         """The deadline under which the entry stands in the timer queue."""
 

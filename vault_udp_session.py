@@ -10,6 +10,7 @@ Times are seconds of the monotonic clock (`now`), addresses are (ip, port).
 from __future__ import annotations
 
 import random
+from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
 
 if TYPE_CHECKING or not __package__:
@@ -19,6 +20,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_keys import (
         FLAG_COALESCE,
         FLAG_PERSISTENT,
+        SEALED_OVERHEAD,
         Hello,
         LocalKeys,
         Pair,
@@ -34,6 +36,7 @@ else:
     from .vault_udp_keys import (
         FLAG_COALESCE,
         FLAG_PERSISTENT,
+        SEALED_OVERHEAD,
         Hello,
         LocalKeys,
         Pair,
@@ -46,12 +49,15 @@ else:
 
 MAX_PAIRS = 4
 MAX_UNOPENED_PAIRS = 2
+MAX_SUPERSEDED = 8
 CONFIRM_TRIES = 12
 SILENCE_BEFORE_PING = 3.0
 PINGS_BEFORE_LOST = 3
 PING_INTERVAL = 1.0
 ACKNOWLEDGE_AFTER = 2.0
 MAX_PINGS_KEPT = 8
+MIN_PING_BODY = 128
+"""Bytes of a body that has room for a ping."""
 PING_VALID = 20.0
 VALIDATION_INTERVAL = 0.5
 NEVER = float("inf")
@@ -113,6 +119,8 @@ class Session:
         self.epoch = -1
         self.flags = 0
         self.peer_nonce = b""
+        self._superseded: deque[bytes] = deque(maxlen=MAX_SUPERSEDED)
+        """Session keys that this identity has replaced: it never goes back to them."""
         self.pairs: list[Pair] = []
         self.send: Pair | None = None
         self.lost = False
@@ -156,20 +164,30 @@ class Session:
         """Take a hello whose proof and echo are good and whose identity is allowed here.
 
         Raises:
-            PacketError: ``bad_announcement``: its session key is not usable.
+            PacketError: ``bad_announcement`` (its session key is not usable), ``stale_hello``,
+                ``pair_of_another``.
         """
         if hello.sign != self.sign:
             self.close()
             self.sign = hello.sign
+            self._superseded.clear()
+        if hello.enc in self._superseded:
+            raise PacketError("stale_hello")  # recorded before a rotation
         pair = self._pair_with(self.local.current, hello.enc, order=-1, from_hello=True)
         if hello.enc != self.enc:
             self._offset_error = NEVER
-        self.enc, self.epoch, self.flags, self.peer_nonce = hello.enc, hello.epoch, hello.flags, hello.nonce
+        self._take_key(hello)
+        self.peer_nonce = hello.nonce
         if self._offset_error == NEVER:
             self.clock_offset = hello.time - self.local.session_time(now)
         if not pair.opened and pair.confirm_at == NEVER:
             pair.confirms, pair.confirm_at = 0, now + retry_delay(0)
         self._confirm(pair, pair.opened, now)
+
+    def _take_key(self, hello: Hello) -> None:
+        if hello.enc != self.enc and self.enc:
+            self._superseded.append(self.enc)
+        self.enc, self.epoch, self.flags = hello.enc, hello.epoch, hello.flags
 
     def _pair_with(self, mine: SessionKey, theirs: bytes, order: int, from_hello: bool = False) -> Pair:
         for pair in self.pairs:
@@ -179,6 +197,8 @@ class Session:
             pair = Pair(self.local, self.sign, mine, theirs)
         except crypto.CryptoError as error:
             raise PacketError("bad_announcement") from error
+        if pair.open_tag in self._tags:
+            raise PacketError("pair_of_another")  # a session with the same process at another address has it
         pair.order, pair.from_hello = order, from_hello
         known = self._retired.pop(pair.open_tag, None)
         if known is not None:
@@ -215,21 +235,20 @@ class Session:
         self._unanswered_since = self._acknowledge_at = self._rekey_at = NEVER
         self._pings_unanswered = 0
 
-    def after_rotation(self, now: float) -> None:
-        """Our keys have rotated: drop the pairs of the wiped key, offer the new one to a peer that is up."""
+    def after_rotation(self, rekey_at: float) -> None:
+        """Our keys have rotated: drop the pairs of the wiped key; offer the new one at `rekey_at` if up."""
         for pair in list(self.pairs):
             if pair.mine not in (self.local.current, self.local.previous):
                 self._drop(pair)
+        self._rekeys, self._rekey_at = 0, rekey_at
         if self.send is None:
+            self._rekey_at = NEVER
+        if not self.pairs:
             # Nothing that the peer knows of us is alive any more: announce anew, and let it do so too.
             self.enc, self.peer_nonce = b"", b""
-            self._rekey_at = NEVER
-            return
-        self._pair_with(self.local.current, self.enc, self.local.current.epoch + self.epoch)
-        self._rekeys = 0
-        self._rekey(now)
 
     def _rekey(self, now: float) -> None:
+        self._pair_with(self.local.current, self.enc, self.local.current.epoch + self.epoch)
         members: dict[str, object] = {"type": "rekey"}
         members.update(self.local.hello_members(self.endpoint, now, to_sign=self.sign, holds=self.enc))
         assert self.send is not None
@@ -244,13 +263,13 @@ class Session:
         peer_time = self.local.session_time(now) + self.clock_offset
         return peer_time - self.local.max_age, peer_time + self.local.max_age
 
-    def heard(self, pair: Pair, source: Address, is_newest: bool, now: float) -> None:
-        """A datagram has opened under `pair`; `is_newest` says that its counter is the highest so far."""
+    def heard(self, pair: Pair, source: Address, size: int, is_newest: bool, now: float) -> None:
+        """A datagram of `size` bytes has opened under `pair`; `is_newest`: by its counter."""
         self.last_opened = now
         self._unanswered_since = NEVER
         self.lost = False
         if source != self.endpoint and is_newest:
-            self.validate(source, now, pair)
+            self.validate(source, size, now, pair)
         if not pair.opened and not pair.needs_pong:
             self._first_opened(pair, now)
 
@@ -261,18 +280,25 @@ class Session:
         if self.send is None or pair.from_hello or pair.order > self.send.order:
             if pair.from_hello:
                 pair.order, pair.from_hello = pair.mine.epoch + self.epoch, False
-                # What else was not opened is of a process that may be gone, and must not take over later.
-                for other in [other for other in self.pairs if not other.opened]:
+                # What has not opened, or is of another key of the peer's, is of a process that may be gone:
+                # nothing of it that is still on its way may take over or say goodbye.
+                gone = [p for p in self.pairs if p is not pair and not (p.opened and p.theirs == self.enc)]
+                for other in gone:
                     self._drop(other)
             self.send = pair
         self._confirm(pair, True, now)
 
-    def validate(self, address: Address, now: float, pair: Pair | None = None) -> None:
-        """Rule 7: the peer has moved there, or somebody copies what it sent. A ping there tells which."""
+    def validate(self, address: Address, size: int, now: float, pair: Pair | None = None) -> None:
+        """Rule 7: the peer has moved there, or somebody copies what it sent. A ping there tells which.
+
+        It is no longer than the `size` bytes that came from there.
+        """
         pair = pair or self.send
-        if pair is not None and address != self.endpoint and now >= self._may_validate_at:
-            self._may_validate_at = now + VALIDATION_INTERVAL
-            self._confirm(pair, False, now, to=address)
+        body_size = min(self.body_size, size - SEALED_OVERHEAD)
+        if pair is None or body_size < MIN_PING_BODY or now < self._may_validate_at:
+            return
+        self._may_validate_at = now + VALIDATION_INTERVAL
+        self._control(pair, self._ping_members(address, now), now, address, body_size)
 
     def move_to(self, endpoint: Address) -> None:
         """Send there from now on."""
@@ -354,7 +380,7 @@ class Session:
                 return
             order = self.local.current.epoch + hello.epoch
             pair = self._pair_with(self.local.current, hello.enc, order)
-            self.enc, self.epoch, self.flags = hello.enc, hello.epoch, hello.flags
+            self._take_key(hello)
             if not pair.opened:
                 pair.confirms, pair.confirm_at = 0, now + retry_delay(0)
         else:
@@ -371,6 +397,11 @@ class Session:
         if self._unanswered_since == NEVER:
             self._unanswered_since, self._pings_unanswered = now, 0
         return pair.seal(bodies, self.local.session_time(now))
+
+    def moved(self, now: float) -> None:
+        """We send from another address now: ping until the peer has answered there, or is lost."""
+        if self.send is not None:
+            self._unanswered_since, self._pings_unanswered = now - SILENCE_BEFORE_PING, 0
 
     def note_data(self, now: float) -> None:
         """User data has arrived: if nothing goes back within 2 s, say so."""
@@ -393,25 +424,34 @@ class Session:
             if not pair.opened:
                 self._confirm(pair, False, now)
 
-    def _confirm(
-        self, pair: Pair, got: bool, now: float, echo: bytes = b"", to: Address | None = None
-    ) -> None:
-        address = to or self.endpoint
-        members: dict[str, object] = {"type": "confirm", "got": got}
+    def _confirm(self, pair: Pair, got: bool, now: float, echo: bytes = b"") -> None:
+        if not got:
+            self._control(pair, self._ping_members(self.endpoint, now), now)
+            return
+        members: dict[str, object] = {"type": "confirm", "got": True}
         if echo:
             members["echo"] = crypto.bytes_to_b64_str(echo)
-        if not got:
-            nonce = crypto.random_bytes(16)
-            while len(self._pings) >= MAX_PINGS_KEPT:
-                del self._pings[next(iter(self._pings))]
-            self._pings[nonce] = Ping(now, address)
-            members["nonce"] = crypto.bytes_to_b64_str(nonce)
         members["time"] = round(self.local.session_time(now) * 1000)
-        self._control(pair, members, now, address)
+        self._control(pair, members, now)
 
-    def _control(self, pair: Pair, members: dict[str, object], now: float, to: Address | None = None) -> None:
+    def _ping_members(self, address: Address, now: float) -> dict[str, object]:
+        nonce = crypto.random_bytes(16)
+        while len(self._pings) >= MAX_PINGS_KEPT:
+            del self._pings[next(iter(self._pings))]
+        self._pings[nonce] = Ping(now, address)
+        time = round(self.local.session_time(now) * 1000)
+        return {"type": "confirm", "got": False, "nonce": crypto.bytes_to_b64_str(nonce), "time": time}
+
+    def _control(
+        self,
+        pair: Pair,
+        members: dict[str, object],
+        now: float,
+        to: Address | None = None,
+        body_size: int | None = None,
+    ) -> None:
         self._acknowledge_at = NEVER
-        body = packet.make_control_body(packet.write_json(members), self.body_size)
+        body = packet.make_control_body(packet.write_json(members), body_size or self.body_size)
         (datagram,) = pair.seal((body,), self.local.session_time(now))
         self._outgoing.append((to or self.endpoint, datagram))
 

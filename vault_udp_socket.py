@@ -43,6 +43,7 @@ if TYPE_CHECKING or not __package__:
         check_address,
         check_identity,
         check_port,
+        check_rate_limit,
     )
     from vault_udp_node import Event, Node
     from vault_udp_peer import Peer
@@ -68,6 +69,7 @@ else:
         check_address,
         check_identity,
         check_port,
+        check_rate_limit,
     )
     from .vault_udp_node import Event, Node
     from .vault_udp_peer import Peer
@@ -214,10 +216,9 @@ class UDPSocketClass:
         self.udp_send_data.connect(self.send_data)
         try:
             self._encryption = VaultAsymmetricEncryption(lifetime)
-            if rate_limit is not None:
-                RateLimiter(rate_limit)  # says what is wrong with it
         except ValueError as error:
             raise InvalidArgumentError(str(error)) from error
+        check_rate_limit(rate_limit)
         self._datagrams = _bind(recv_port)
         self._lock = self._encryption.lock
         self._node = Node(
@@ -530,7 +531,8 @@ class UDPSocketClass:
                     self._node.receive(received, source, now)
                 effects = self._take_effects_locked()
                 self._wake_sender_locked()
-            self._carry_out(effects, datagrams)
+                sending = self._datagrams  # another one if a callback or another thread has changed the port
+            self._carry_out(effects, sending)
         datagrams.leave_previous()
 
     def _take_effects_locked(self) -> _Effects:
@@ -696,6 +698,10 @@ class UDPSocketClass:
             counters["kernel_drops"] = datagrams.kernel_drops
             counters["strangers_evicted"] = node.table.evicted
             counters["callback_errors"] = sum(signal.errors for signal in self._callback_signals)
+            encryption_stats = self._encryption.get_stats()
+            encryption_stats["active_peer_keys"] += sum(
+                peer.session.send is not None for peer in node.table.all()
+            )
             return {
                 "protocol_version": PROTOCOL_VERSION,
                 "recv_port": datagrams.port,
@@ -707,7 +713,7 @@ class UDPSocketClass:
                 "peer_modes": {name: node.mode(peer) for name, peer in node.table.by_name.items()},
                 "strangers": node.table.strangers,
                 "lifetime": self._encryption.lifetime,
-                "encryption_stats": self._encryption.get_stats(),
+                "encryption_stats": encryption_stats,
                 "enc_public_key": self._encryption.enc_public_key[:16] + "…",
                 "sign_public_key": self._encryption.sign_public_key[:16] + "…",
                 "receive_buffer": datagrams.receive_buffer,

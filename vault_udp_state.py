@@ -198,20 +198,24 @@ class NodeState:
         if peer.identity in (b"", sign):
             return
         link = self.base.links.get(peer.name)
-        if peer.session.persistent or (link is not None and link.live(now)):
+        # A base peer cannot show that it receives here: one from which nothing has opened gives way.
+        base_holds = link is not None and link.live(now) and (link.opened or not echoed)
+        if peer.session.persistent or base_holds:
+            self.reject(peer, sign)
+        if not echoed and peer.session.pairs:
+            peer.session.suspect(now)
+            self.schedule(peer)
             self.reject(peer, sign)
         if peer.session.up:
-            if not echoed:
-                peer.session.suspect(now)
-            elif peer.probe_until == NEVER:
+            if peer.probe_until == NEVER:
                 peer.probe_started, peer.probe_pings, peer.probe_until = now, 0, now + PROBE_TIME
             self.schedule(peer)
             self.reject(peer, sign)
         self.release_pin(peer, "another identity took its place", now)
 
     def reject(self, peer: Peer, sign: bytes) -> None:
-        if peer.rejected != sign:
-            peer.rejected = sign
+        if sign not in peer.rejected:
+            peer.rejected.append(sign)
             self.events.append(Event("rejected", peer.name, crypto.bytes_to_b64_str(sign)))
         raise PacketError("identity_refused")
 
