@@ -36,6 +36,14 @@ class BindError(UDPSocketError, OSError):
     """The port cannot be listened on: in use, or not permitted."""
 
 
+class IdentityFileError(UDPSocketError):
+    """The identity file is in use, readable by others, damaged, or cannot be written."""
+
+
+class KnownPeersFileError(UDPSocketError):
+    """The known-peers file has a line that is not `ip port key`, or cannot be read or written."""
+
+
 class StoppedError(UDPSocketError):
     """The socket was stopped; make a new one."""
 

@@ -61,6 +61,8 @@ class Node(NodeState):
         body_size: bytes of a body towards IPv4 peers; IPv6 costs 20 more.
         rate_limit: messages a second accepted from one peer, None for no limit.
         legacy_peers: whether base mode is spoken at all.
+        persistent: our identity outlives the process, as hellos tell.
+        remember_peers: pin persistent identities met at added names for good, and tell so (event ``met``).
         now, wall: seconds, monotonic, and Unix time.
         rng: for jitter.
     """
@@ -75,6 +77,8 @@ class Node(NodeState):
         now: float,
         wall: float,
         legacy_peers: bool = True,
+        persistent: bool = False,
+        remember_peers: bool = False,
         rng: random.Random | None = None,
     ) -> None:
         super().__init__(
@@ -84,9 +88,11 @@ class Node(NodeState):
             now=now,
             wall=wall,
             legacy_peers=legacy_peers,
+            persistent=persistent,
             rng=rng or random.Random(),
         )
         self.closed = False
+        self._remember_peers = remember_peers
         self._introductions = Introductions(self)
         self._rate_limiter = RateLimiter(rate_limit) if rate_limit is not None else None
         self.lifetime_changed(now)
@@ -220,6 +226,10 @@ class Node(NodeState):
         peer.rejected.clear()
         self.base.remove(peer.name)
         self.table.heard(peer, confirmed=True)
+        if self._remember_peers and peer.session.persistent and peer.added and peer.supplied is None:
+            peer.supplied = peer.identity
+            key = crypto.bytes_to_b64_str(peer.identity)
+            self.events += [Event("met", name, key) for name in peer.names]
         self.became_ready(peer)
 
     def _receive_goodbye(self, peer: Peer, now: float) -> None:
@@ -308,6 +318,8 @@ class Node(NodeState):
 
     def close(self, now: float) -> None:
         """Say goodbye to everybody and wipe our session keys; what still waits is lost, and counted."""
+        if self.closed:
+            return
         for peer in self.table.all():
             peer.session.say_goodbye(now)
             self.drop_waiting(peer, "lost_at_stop")

@@ -409,9 +409,9 @@ class Session:
             self._acknowledge_at = now + ACKNOWLEDGE_AFTER
 
     def say_goodbye(self, now: float) -> None:
-        """Tell the peer that this session is over."""
-        if self.send is not None:
-            self._control(self.send, {"type": "bye"}, now)
+        """Tell the peer that this session is over, also if only the peer has seen it begin."""
+        for pair in [self.send] if self.send is not None else list(self.pairs):
+            self._control(pair, {"type": "bye"}, now)
 
     def ping(self, now: float) -> None:
         """Ask the peer to show that it is there, under the send pair."""

@@ -30,11 +30,13 @@ if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
     from vault_udp_address import Address, resolve_literal
     from vault_udp_datagram import DatagramSocket, SocketClosed
-    from vault_udp_encryption import InvalidLifetimeError, VaultAsymmetricEncryption
+    from vault_udp_encryption import InvalidLifetimeError, VaultAsymmetricEncryption, check_lifetime
     from vault_udp_errors import (
         BindError,
+        IdentityFileError,
         InvalidArgumentError,
         InvalidPortError,
+        KnownPeersFileError,
         MessageTooLargeError,
         ProtocolVersionError,
         RateLimitExceededError,
@@ -45,6 +47,7 @@ if TYPE_CHECKING or not __package__:
         check_port,
         check_rate_limit,
     )
+    from vault_udp_identity import IdentityFile, KnownPeers, Path, fingerprint
     from vault_udp_node import Event, Node
     from vault_udp_peer import Peer
     from vault_udp_rate_limit import RateLimiter
@@ -56,11 +59,13 @@ else:
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address, resolve_literal
     from .vault_udp_datagram import DatagramSocket, SocketClosed
-    from .vault_udp_encryption import InvalidLifetimeError, VaultAsymmetricEncryption
+    from .vault_udp_encryption import InvalidLifetimeError, VaultAsymmetricEncryption, check_lifetime
     from .vault_udp_errors import (
         BindError,
+        IdentityFileError,
         InvalidArgumentError,
         InvalidPortError,
+        KnownPeersFileError,
         MessageTooLargeError,
         ProtocolVersionError,
         RateLimitExceededError,
@@ -71,6 +76,7 @@ else:
         check_port,
         check_rate_limit,
     )
+    from .vault_udp_identity import IdentityFile, KnownPeers, Path, fingerprint
     from .vault_udp_node import Event, Node
     from .vault_udp_peer import Peer
     from .vault_udp_rate_limit import RateLimiter
@@ -88,8 +94,10 @@ __all__ = [
     "REPLAY_PROTECTION_OVERHEAD",
     "UDP_HEADER_SIZE",
     "BindError",
+    "IdentityFileError",
     "InvalidArgumentError",
     "InvalidPortError",
+    "KnownPeersFileError",
     "MessageTooLargeError",
     "ProtocolVersionError",
     "RateLimitExceededError",
@@ -97,6 +105,7 @@ __all__ = [
     "StoppedError",
     "UDPSocketClass",
     "UDPSocketError",
+    "fingerprint",
 ]
 
 logger = logging.getLogger(__name__)
@@ -168,6 +177,10 @@ class UDPSocketClass:
             no limit.
         lifetime: seconds after which session keys are replaced, at least 5.
         legacy_peers: whether to speak base mode with peers that have no sessions; False refuses them.
+        identity_file: where our identity is kept, made on first use; `own_public_key` is the same after a
+            restart. Without it, each socket is somebody new.
+        known_peers_file: where identities of added peers are kept that have identity files, a line each:
+            ``ip port key``. At an address that stands there no other identity is accepted.
 
     Attributes:
         udp_recv_data: signal (data: str, addr), for messages that are UTF-8 text.
@@ -180,6 +193,7 @@ class UDPSocketClass:
     Raises:
         InvalidPortError, InvalidArgumentError: an argument is not one.
         BindError: the port is in use or not permitted.
+        IdentityFileError, KnownPeersFileError: the file is not as it must be; see the message.
     """
 
     def __init__(
@@ -189,6 +203,8 @@ class UDPSocketClass:
         *,
         lifetime: float = DEFAULT_KEY_LIFETIME,
         legacy_peers: bool = True,
+        identity_file: Path | None = None,
+        known_peers_file: Path | None = None,
     ) -> None:
         check_port(recv_port, lowest=0)
         self.mtu = vault_ip.get_min_mtu() - (
@@ -214,12 +230,20 @@ class UDPSocketClass:
         )
         self.udp_send_data = Signal()
         self.udp_send_data.connect(self.send_data)
-        try:
-            self._encryption = VaultAsymmetricEncryption(lifetime)
-        except ValueError as error:
-            raise InvalidArgumentError(str(error)) from error
         check_rate_limit(rate_limit)
-        self._datagrams = _bind(recv_port)
+        try:
+            check_lifetime(lifetime)
+        except InvalidLifetimeError as error:
+            raise InvalidArgumentError(str(error)) from error
+        self._known_peers = KnownPeers(known_peers_file) if known_peers_file is not None else None
+        self._identity_file = IdentityFile(identity_file) if identity_file is not None else None
+        keys = self._identity_file.identity if self._identity_file is not None else (None, None)
+        self._encryption = VaultAsymmetricEncryption(lifetime, *keys)
+        try:
+            self._datagrams = _bind(recv_port)
+        except BindError:
+            self._release_identity()
+            raise
         self._lock = self._encryption.lock
         self._node = Node(
             self._encryption,
@@ -227,6 +251,8 @@ class UDPSocketClass:
             body_size=self.mtu,
             rate_limit=rate_limit,
             legacy_peers=legacy_peers,
+            persistent=identity_file is not None,
+            remember_peers=known_peers_file is not None,
             now=time.monotonic(),
             wall=time.time(),
         )
@@ -276,13 +302,26 @@ class UDPSocketClass:
         supplied = check_identity(addr[2]) if len(addr) == 3 else None
         if addr[2:] == (self.own_public_key,):
             raise InvalidArgumentError("the key given for the peer is our own")
+        known = self._known_peers.key_of(address) if self._known_peers is not None else None
+        if known is not None:
+            if supplied not in (None, check_identity(known)):
+                raise InvalidArgumentError(
+                    f"the key given for {address} is not the one in the known-peers file; "
+                    "if the peer has changed its identity, remove the line there"
+                )
+            supplied = check_identity(known)
         with self._lock:
             self._check_running()
             self._node.add_peer(address, time.monotonic(), supplied)
             self._wake_sender_locked()
 
     def remove_peer(self, addr: Address) -> None:
-        """Say goodbye to a peer and forget it and its keys; nothing happens if it is not known."""
+        """Say goodbye to a peer and forget it and its keys; nothing happens if it is not known.
+
+        Raises:
+            InvalidArgumentError, InvalidPortError: addr is not an address.
+            StoppedError: after `stop`.
+        """
         address = check_address(addr)
         with self._lock:
             self._check_running()
@@ -584,8 +623,19 @@ class UDPSocketClass:
             self.udp_peer_ready.emit(event.address)
         elif event.kind == "lost":
             self.udp_peer_lost.emit(event.address, event.detail)
+        elif event.kind == "met":
+            self._remember(event.address, event.detail)
         else:
             self.udp_peer_rejected.emit(event.address, event.detail)
+
+    def _remember(self, address: Address, key: str) -> None:
+        assert self._known_peers is not None
+        try:
+            self._known_peers.remember(address, key)
+        except KnownPeersFileError as error:
+            with self._lock:
+                self._node.counters["known_peer_not_written"] += 1
+            logger.error("%s: its identity could not be written down: %s", address, error)
 
     def _deliver(self, address: Address, messages: Sequence[bytes]) -> None:
         self.udp_recv_bytes.emit_each(self._until_stopped(messages), address)
@@ -716,6 +766,7 @@ class UDPSocketClass:
                 "encryption_stats": encryption_stats,
                 "enc_public_key": self._encryption.enc_public_key[:16] + "…",
                 "sign_public_key": self._encryption.sign_public_key[:16] + "…",
+                "fingerprint": fingerprint(self._encryption.sign_public_key),
                 "receive_buffer": datagrams.receive_buffer,
                 "send_buffer": datagrams.send_buffer,
                 "counters": counters,
@@ -745,8 +796,15 @@ class UDPSocketClass:
             self._receiver.join(max(0.0, deadline - time.monotonic()))
             if self._receiver.is_alive():
                 logger.warning("a callback is still running after %s s; the socket stops without it", timeout)
-        self._encryption.stop()
+        with self._lock:
+            self._node.close(time.monotonic())  # if the send thread still hangs in a system call
+            self._encryption.stop()
+        self._release_identity()
         _open_sockets.discard(self)
+
+    def _release_identity(self) -> None:
+        if self._identity_file is not None:
+            self._identity_file.close()
 
     def _check_running(self) -> None:
         if self._stopped:

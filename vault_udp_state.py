@@ -23,7 +23,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_address import Address
     from vault_udp_base import BaseMode
     from vault_udp_encryption import VaultAsymmetricEncryption
-    from vault_udp_keys import LocalKeys, Pair
+    from vault_udp_keys import FLAG_COALESCE, FLAG_PERSISTENT, LocalKeys, Pair
     from vault_udp_packet import PacketError
     from vault_udp_peer import Peer, PeerTable
     from vault_udp_session import NEVER, Session
@@ -33,7 +33,7 @@ else:
     from .vault_udp_address import Address
     from .vault_udp_base import BaseMode
     from .vault_udp_encryption import VaultAsymmetricEncryption
-    from .vault_udp_keys import LocalKeys, Pair
+    from .vault_udp_keys import FLAG_COALESCE, FLAG_PERSISTENT, LocalKeys, Pair
     from .vault_udp_packet import PacketError
     from .vault_udp_peer import Peer, PeerTable
     from .vault_udp_session import NEVER, Session
@@ -49,7 +49,7 @@ LOG_INTERVAL = 60.0
 
 
 class Event(NamedTuple):
-    """Something to tell the user: ``ready``, ``lost`` (detail: why) or ``rejected`` (detail: the key)."""
+    """Something to tell: ``ready``, ``lost`` (detail: why), ``rejected`` or ``met`` (detail: the key)."""
 
     kind: str
     address: Address
@@ -68,6 +68,7 @@ class NodeState:
         now: float,
         wall: float,
         legacy_peers: bool,
+        persistent: bool,
         rng: random.Random,
     ) -> None:
         self.port = port
@@ -77,7 +78,9 @@ class NodeState:
         self.events: list[Event] = []
         self.flushable: list[Peer] = []
         self.table = PeerTable(self.forgotten)
-        self.local = LocalKeys(encryption.sign_seed, now, wall)
+        self.local = LocalKeys(
+            encryption.sign_seed, now, wall, FLAG_COALESCE | (FLAG_PERSISTENT if persistent else 0)
+        )
         self.base = BaseMode(encryption, body_size)
         self.encryption = encryption
         self.body_size = body_size

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Identities that outlive a process: our own in a file, those of peers we know in another.
+
+    identity file       JSON: our two private keys; mode 0600; locked while a socket uses it
+    known-peers file    a line each, ``ip port key``, for people to read and edit; `#` begins a comment
+
+Both are replaced as a whole (written beside, flushed, renamed), so that a crash leaves the old or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+import sys
+import tempfile
+from typing import TYPE_CHECKING, Iterator, NamedTuple, Union
+
+if TYPE_CHECKING or not __package__:
+    import vault_udp_socket_helper as crypto
+    from vault_udp_address import Address
+    from vault_udp_errors import (
+        IdentityFileError,
+        KnownPeersFileError,
+        UDPSocketError,
+        check_address,
+        check_identity,
+    )
+else:
+    from . import vault_udp_socket_helper as crypto
+    from .vault_udp_address import Address
+    from .vault_udp_errors import (
+        IdentityFileError,
+        KnownPeersFileError,
+        UDPSocketError,
+        check_address,
+        check_identity,
+    )
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+Path = Union[str, "os.PathLike[str]"]
+
+FINGERPRINT_GROUPS = 8
+
+
+def fingerprint(key: str) -> str:
+    """Forty digits in groups of five, for people to compare aloud: 132 bits of BLAKE2b of the identity.
+
+    Args:
+        key: an identity, Base64: `own_public_key`, or what `get_peer_key` returns.
+
+    Raises:
+        InvalidArgumentError: it is not one.
+    """
+    digest = hashlib.blake2b(check_identity(key), digest_size=64, person=b"py-vault-udp/2").digest()
+    number = int.from_bytes(digest, "big") % 10 ** (5 * FINGERPRINT_GROUPS)
+    digits = f"{number:0{5 * FINGERPRINT_GROUPS}d}"
+    return " ".join(digits[start : start + 5] for start in range(0, len(digits), 5))
+
+
+class Identity(NamedTuple):
+    """Private keys, Base64."""
+
+    enc_private: str
+    sign_private: str
+
+    def __repr__(self) -> str:
+        return "<Identity>"
+
+
+class IdentityFile:
+    """The identity kept at `path`, made on first use; locked for everybody else until `close`.
+
+    Raises:
+        IdentityFileError: others may read it, it is damaged, it is in use, or the system refuses.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = os.fspath(path)
+        self._lock = _Lock(self.path + ".lock")
+        try:
+            if not self._lock.acquire(blocking=False):
+                raise IdentityFileError(
+                    f"identity file {self.path!r} is in use by another socket; give each its own file"
+                )
+            if not os.path.lexists(self.path):
+                _write(self.path, _new_identity(), 0o600)
+            self.identity = self._read()
+        except OSError as error:
+            self.close()
+            raise IdentityFileError(f"identity file {self.path!r}: {error.strerror}") from error
+        except IdentityFileError:
+            self.close()
+            raise
+
+    def _read(self) -> Identity:
+        with open(self.path, encoding="utf-8") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            if os.name == "posix" and mode & 0o077:
+                raise IdentityFileError(
+                    f"identity file {self.path!r} has mode {mode:04o}: others may read or change it; make it "
+                    "0600, and a new identity if it was ever readable to anybody else"
+                )
+            text = file.read()
+        try:
+            members = json.loads(text)
+            identity = Identity(members["enc_private"], members["sign_private"])
+            for key in identity:
+                check_identity(key)
+        except (ValueError, TypeError, KeyError):
+            # Without the cause: it would quote the file.
+            raise IdentityFileError(
+                f"identity file {self.path!r} is damaged; restore it, or remove it to begin as somebody new"
+            ) from None
+        return identity
+
+    def close(self) -> None:
+        """Unlock; may be repeated."""
+        self._lock.release()
+
+
+def _new_identity() -> str:
+    _, enc_private, _, sign_private = crypto.generate_keys_asym()
+    return json.dumps({"enc_private": enc_private, "sign_private": sign_private}, indent=1) + "\n"
+
+
+class KnownPeers:
+    """Identities of peers by the addresses that they were added under, kept at `path`.
+
+    The file is read again before each change, so programs may share it.
+
+    Raises:
+        KnownPeersFileError: a line is not ``ip port key``, or the system refuses.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = os.fspath(path)
+        self._keys = self._read()
+
+    def key_of(self, address: Address) -> str | None:
+        """The identity known for this address, Base64."""
+        return self._keys.get(address)
+
+    def remember(self, address: Address, key: str) -> None:
+        """Add a line, unless there is one for this address."""
+        with self._locked():
+            self._keys = self._read()
+            if self._keys.setdefault(address, key) != key:
+                return
+            text = self._text()
+            if text and not text.endswith("\n"):
+                text += "\n"
+            try:
+                _write(self.path, f"{text}{address[0]} {address[1]} {key}\n", 0o644)
+            except OSError as error:
+                raise KnownPeersFileError(f"known-peers file {self.path!r}: {error.strerror}") from error
+
+    def _text(self) -> str:
+        try:
+            with open(self.path, encoding="utf-8") as file:
+                return file.read()
+        except FileNotFoundError:
+            return ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise KnownPeersFileError(f"known-peers file {self.path!r} cannot be read: {error}") from error
+
+    def _read(self) -> dict[Address, str]:
+        keys: dict[Address, str] = {}
+        for number, line in enumerate(self._text().splitlines(), 1):
+            words = line.partition("#")[0].split()
+            if not words:
+                continue
+            try:
+                ip, port, key = words
+                address = check_address((ip, int(port)))
+                check_identity(key)
+            except (ValueError, UDPSocketError) as error:
+                raise KnownPeersFileError(
+                    f"known-peers file {self.path!r}, line {number}: not `ip port key`; mend or remove it"
+                ) from error
+            if keys.setdefault(address, key) != key:
+                raise KnownPeersFileError(
+                    f"known-peers file {self.path!r}, line {number}: another key for {address}; remove one"
+                )
+        return keys
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = _Lock(self.path + ".lock")
+        try:
+            lock.acquire(blocking=True)
+        except OSError as error:
+            raise KnownPeersFileError(f"known-peers file {self.path!r}: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+class _Lock:
+    """A lock file that the system releases when the process dies, however it dies."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    def acquire(self, *, blocking: bool) -> bool:
+        """Take the lock; False if somebody has it."""
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            if sys.platform == "win32":
+                msvcrt.locking(descriptor, msvcrt.LK_LOCK if blocking else msvcrt.LK_NBLCK, 1)
+            else:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
+        except (
+            BlockingIOError,
+            PermissionError,
+        ):  # PermissionError: what Windows says of a lock that is taken
+            os.close(descriptor)
+            return False
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+        return True
+
+    def release(self) -> None:
+        """Give the lock up; may be repeated. The file stays: removing it would race with who opens it."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _write(path: str, text: str, mode: int) -> None:
+    folder = os.path.dirname(os.path.abspath(path))
+    descriptor, temporary = tempfile.mkstemp(prefix=os.path.basename(path) + ".", dir=folder)
+    try:
+        with open(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, mode)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    if os.name == "posix":
+        # The new name survives a power cut only once its folder is on the disk, too.
+        folder_descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(folder_descriptor)
+        finally:
+            os.close(folder_descriptor)
+
