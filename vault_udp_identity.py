@@ -2,9 +2,9 @@
 """Identities that outlive a process: our own in a file, those of peers we know in another.
 
     identity file       JSON: our two private keys; mode 0600; locked while a socket uses it
-    known-peers file    a line each, ``ip port key``, for people to read and edit; `#` begins a comment
+    known-peers file    a line each, ``ip port key``, for people to read and edit; `#` starts a comment
 
-Both are replaced as a whole (written beside, flushed, renamed), so that a crash leaves the old or the new one.
+Both are replaced as a whole (written beside, flushed, renamed): a crash leaves the old or the new one.
 """
 
 from __future__ import annotations
@@ -257,4 +257,3 @@ def _write(path: str, text: str, mode: int) -> None:
             os.fsync(folder_descriptor)
         finally:
             os.close(folder_descriptor)
-

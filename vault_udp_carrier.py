@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The threads: they carry between the socket, the node and the user, and decide nothing.
+
+The receive thread blocks in the kernel, hands what comes to the node, and runs the callbacks. The send thread
+sends what waits, in batches, and wakes for the node's next deadline. One lock guards the node; it is never
+held while a callback runs, a system call blocks or a thread is joined.
+
+A message for a peer that is ready goes one of two ways. While nothing waits, it leaves in its caller's
+thread. In a burst it goes into the peer's lane, a list to which callers append without the lock, and the send
+thread takes it from there: sealing many at once and sending them in few system calls makes it fast.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple, Sequence
+
+if TYPE_CHECKING or not __package__:
+    import vault_udp_packet as packet
+    from vault_udp_address import Address
+    from vault_udp_datagram import DatagramSocket, SocketClosed
+    from vault_udp_encryption import VaultAsymmetricEncryption
+    from vault_udp_errors import StoppedError
+    from vault_udp_node import Event, Node
+    from vault_udp_peer import Peer
+    from vault_udp_session import NEVER
+else:
+    from . import vault_udp_packet as packet
+    from .vault_udp_address import Address
+    from .vault_udp_datagram import DatagramSocket, SocketClosed
+    from .vault_udp_encryption import VaultAsymmetricEncryption
+    from .vault_udp_errors import StoppedError
+    from .vault_udp_node import Event, Node
+    from .vault_udp_peer import Peer
+    from .vault_udp_session import NEVER
+
+logger = logging.getLogger(__name__)
+
+OLD_PORT_KEPT = 0.5
+"""Seconds for which we still receive at the old port after `update_recv_port`."""
+LANE_SIZE = 4096
+"""Messages for one peer that may wait for the send thread; `send_data` waits when there are more."""
+LANES_SIZE = 65536
+"""The same for all peers together, if more than 16 have messages waiting."""
+BYTES_PER_ROUND = 131072
+"""About as many bytes of one peer's messages does the send thread seal in one go."""
+BURST_GAP = 15e-6
+BURST_LENGTH = 4
+"""So many messages, each so many seconds after the one before, are a burst: the send thread takes over."""
+
+
+class _Effects(NamedTuple):
+    """What the node has decided, to be carried out without the lock."""
+
+    outgoing: list[tuple[Address, bytes]]
+    deliveries: list[tuple[Address, Sequence[bytes]]]
+    events: list[Event]
+
+
+_open_sockets: weakref.WeakSet[Carrier] = weakref.WeakSet()
+
+
+def _abandon_in_forked_child() -> None:
+    for sock in list(_open_sockets):
+        sock._abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_in_forked_child)
+
+
+class Carrier:
+    """A node with its socket, its lock and its two threads; `UDPSocketClass` is what users see of it."""
+
+    def __init__(self, encryption: VaultAsymmetricEncryption, datagrams: DatagramSocket, node: Node) -> None:
+        self._encryption = encryption
+        self._datagrams = datagrams
+        self._node = node
+        self._lock = encryption.lock
+        self._encryption.on_identity_changed = self._identity_changed_locked
+        self._encryption.on_peer_keys_supplied = self._keys_supplied_locked
+        self._work = threading.Condition(self._lock)
+        """Notified when the send thread has something to do."""
+        self._room = threading.Condition(self._lock)
+        """Notified when the send thread has taken messages out of the lanes."""
+        self._ready = threading.Condition(self._lock)
+        """Notified when a peer has become ready."""
+        self._laned: deque[Peer] = deque()
+        self._by_name = self._node.table.by_name
+        self._lane_size = LANE_SIZE
+        self._sending = False
+        self._last_direct = 0.0
+        self._quick = 0
+        self._sleeps_until = 0.0
+        self._leave_old_port_at = NEVER
+        self._wake_receiver_at = NEVER
+        self._stopped = False
+        self._for_callbacks: deque[Event] = deque()
+        self._receiver = threading.Thread(target=self._receive_loop, name="vault-udp-receive", daemon=True)
+        self._sender = threading.Thread(target=self._send_loop, name="vault-udp-send", daemon=True)
+
+    def _start(self) -> None:
+        """Start the threads; all attributes must be there."""
+        self._receiver.start()
+        self._sender.start()
+        _open_sockets.add(self)
+
+    def _tell(self, event: Event) -> None:
+        """Pass an event on; in the receive thread, without the lock."""
+        raise NotImplementedError
+
+    def _deliver_all(self, deliveries: list[tuple[Address, Sequence[bytes]]]) -> None:
+        """Pass messages on; in the receive thread, without the lock."""
+        raise NotImplementedError
+
+    # ---------------------------------------------------------------------------------------- the way out
+
+    def _submit_locked(
+        self, peer: Peer, message: bytes, now: float, direct: list[tuple[Address, list[bytes]]]
+    ) -> None:
+        if not self._node.is_ready(peer, now):
+            self._node.queue(peer, message, now)
+            self._wake_sender_locked()
+        elif self._sending or peer.laned or peer.queue or self._quick >= BURST_LENGTH:
+            while len(peer.lane) >= self._lane_size:
+                self._room.wait()
+                self._check_running()
+            peer.lane.append(message)
+            self._lane_locked(peer)
+        else:
+            # Nothing waits: the message leaves in the caller's thread.
+            direct.append(self._node.seal_messages(peer, (message,), now))
+
+    def _lane_locked(self, peer: Peer) -> None:
+        if not peer.laned:
+            peer.laned = True
+            self._laned.append(peer)
+            self._lane_size = min(LANE_SIZE, LANES_SIZE // len(self._laned))
+            self._work.notify()
+
+    def _wake_sender_locked(self) -> None:
+        """Let the send thread see to what the node has left, or to a deadline earlier than it knows."""
+        node = self._node
+        if node.outgoing or node.events or node.flushable or node.deadline() < self._sleeps_until:
+            self._work.notify()
+
+    def _send_loop(self) -> None:
+        while True:
+            with self._lock:
+                self._sending = False
+                self._await_work_locked()
+                now = time.monotonic()
+                self._node.run_timers(now)
+                stopped = self._stopped
+                batches = self._take_batches_locked(now)
+                if stopped and not batches:
+                    self._node.close(now)
+                effects = self._take_effects_locked()
+                self._sending = True
+                datagrams = self._datagrams
+            for endpoint, sealed in batches:
+                datagrams.send(sealed, endpoint)
+            self._carry_out(effects, datagrams)
+            if stopped and not batches:
+                return
+
+    def _await_work_locked(self) -> None:
+        node = self._node
+        while not (self._stopped or self._laned or node.outgoing or node.events or node.flushable):
+            if time.monotonic() >= self._wake_receiver_at:
+                self._wake_receiver_at = NEVER
+                self._datagrams.wake()
+            self._sleeps_until = min(node.deadline(), self._wake_receiver_at)
+            timeout = self._sleeps_until - time.monotonic()
+            if timeout <= 0:
+                break
+            self._work.wait(min(timeout, threading.TIMEOUT_MAX))
+        self._sleeps_until = 0.0
+
+    def _take_batches_locked(self, now: float) -> list[tuple[Address, list[bytes]]]:
+        """Seal what waits for ready peers, what waited for keys first; put off what cannot go now."""
+        batches = []
+        for peer in self._node.take_flushable():
+            self._lane_locked(peer)
+        for _ in range(len(self._laned)):
+            peer = self._laned.popleft()
+            peer.laned = False
+            lane, ready = peer.lane, self._node.is_ready(peer, now)
+            messages = self._node.take_queue(peer) if ready else []
+            if lane:
+                count = max(64, BYTES_PER_ROUND // (len(lane[0]) + packet.MESSAGE_OVERHEAD))
+                messages += lane[:count]
+                del lane[:count]
+            if lane:
+                self._lane_locked(peer)
+            else:
+                # Only now: who waits for room and runs beside this thread costs both of them their pace.
+                self._room.notify_all()
+            if ready and messages:
+                batches.append(self._node.seal_messages(peer, messages, now))
+            else:
+                for message in messages:
+                    self._node.queue(peer, message, now)
+        return batches
+
+    # ----------------------------------------------------------------------------------------- the way in
+
+    def _receive_loop(self) -> None:
+        datagrams = self._datagrams
+        while True:
+            if datagrams is not self._datagrams:
+                self._datagrams.take_over(datagrams)
+                datagrams = self._datagrams
+            try:
+                batches = datagrams.receive()
+            except SocketClosed:
+                break  # by `stop`, which waited for the goodbyes
+            now = time.monotonic()
+            if now >= self._leave_old_port_at:
+                self._leave_old_port_at = NEVER
+                datagrams.leave_previous()
+            with self._lock:
+                for received, source in batches:
+                    self._node.receive(received, source, now)
+                effects = self._take_effects_locked()
+                self._wake_sender_locked()
+                sending = self._datagrams  # another one if a callback or another thread has changed the port
+            self._carry_out(effects, sending)
+        datagrams.leave_previous()
+
+    def _take_effects_locked(self) -> _Effects:
+        node = self._node
+        effects = _Effects(node.outgoing[:], node.deliveries[:], node.events[:])
+        node.outgoing.clear()
+        node.deliveries.clear()
+        node.events.clear()
+        if any(event.kind == "ready" for event in effects.events):
+            self._ready.notify_all()
+        return effects
+
+    def _carry_out(self, effects: _Effects, datagrams: DatagramSocket) -> None:
+        for endpoint, datagram in effects.outgoing:
+            datagrams.send((datagram,), endpoint)
+        self._for_callbacks.extend(effects.events)
+        if threading.current_thread() is not self._receiver:
+            if effects.events:
+                datagrams.wake()
+            return
+        while self._for_callbacks and not self._stopped:
+            self._tell(self._for_callbacks.popleft())
+        self._deliver_all(effects.deliveries)
+
+    # --------------------------------------------------------------------------------- changes, the end
+
+    def _replace_socket(self, new: DatagramSocket) -> None:
+        """Send from and listen on another socket; the old one is listened to a little longer.
+
+        Raises:
+            StoppedError: meanwhile, or before.
+        """
+        with self._lock:
+            if self._stopped:
+                new.close()
+            self._check_running()
+            old, self._datagrams = self._datagrams, new
+            self._node.port = new.port
+            now = time.monotonic()
+            self._leave_old_port_at = self._wake_receiver_at = now + OLD_PORT_KEPT
+            self._node.moved(now)
+            self._wake_sender_locked()
+        old.wake()
+
+    def _identity_changed_locked(self) -> None:
+        self._node.identity_changed(time.monotonic())
+        self._wake_sender_locked()
+
+    def _keys_supplied_locked(self, address: Address) -> None:
+        self._node.keys_supplied(address, time.monotonic())
+        self._wake_sender_locked()
+
+    def _stop_threads(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            self._stopped = True
+            self._work.notify_all()
+            self._room.notify_all()
+            self._ready.notify_all()
+        current = threading.current_thread()
+        if current is not self._sender:
+            self._sender.join(max(0.0, deadline - time.monotonic()))
+        self._datagrams.close()
+        if current is not self._receiver:
+            self._receiver.join(max(0.0, deadline - time.monotonic()))
+            if self._receiver.is_alive():
+                logger.warning("a callback is still running after %s s; the socket stops without it", timeout)
+        with self._lock:
+            self._node.close(time.monotonic())  # if the send thread still hangs in a system call
+            self._encryption.stop()
+        _open_sockets.discard(self)
+
+    def _check_running(self) -> None:
+        if self._stopped:
+            raise StoppedError("the socket was stopped; make a new UDPSocketClass")
+
+    def _abandon(self) -> None:
+        # In a forked child: two processes must never seal under the same counters. The lock may be held by
+        # a thread that does not exist here, so nothing is asked of it.
+        self._stopped = True
+        self._datagrams.abandon()
