@@ -18,7 +18,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Sequence, TypeVar
 
 if TYPE_CHECKING or not __package__:
     import vault_udp_packet as packet
@@ -57,9 +57,9 @@ BURST_LENGTH = 4
 class _Effects(NamedTuple):
     """What the node has decided, to be carried out without the lock."""
 
-    outgoing: list[tuple[Address, bytes]]
-    deliveries: list[tuple[Address, Sequence[bytes]]]
-    events: list[Event]
+    outgoing: Sequence[tuple[Address, bytes]]
+    deliveries: Sequence[tuple[Address, Sequence[bytes]]]
+    events: Sequence[Event]
 
 
 _open_sockets: weakref.WeakSet[Carrier] = weakref.WeakSet()
@@ -72,6 +72,18 @@ def _abandon_in_forked_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_abandon_in_forked_child)
+
+
+_Item = TypeVar("_Item")
+
+
+def _taken(items: list[_Item]) -> Sequence[_Item]:
+    """What is in a list of the node's, which is empty afterwards and stays the same list."""
+    if not items:
+        return ()
+    taken = items[:]
+    items.clear()
+    return taken
 
 
 class Carrier:
@@ -114,11 +126,30 @@ class Carrier:
         """Pass an event on; in the receive thread, without the lock."""
         raise NotImplementedError
 
-    def _deliver_all(self, deliveries: list[tuple[Address, Sequence[bytes]]]) -> None:
+    def _deliver_all(self, deliveries: Sequence[tuple[Address, Sequence[bytes]]]) -> None:
         """Pass messages on; in the receive thread, without the lock."""
         raise NotImplementedError
 
     # ---------------------------------------------------------------------------------------- the way out
+
+    def _send(self, peers: Sequence[Peer], message: bytes) -> None:
+        """Send a message that fits to each of the peers, or let it wait: for keys, or for the send thread.
+
+        Raises:
+            StoppedError: after `stop`, also if that happens while there is no room.
+        """
+        direct: list[tuple[Address, list[bytes]]] = []
+        with self._lock:
+            self._check_running()
+            now = time.monotonic()
+            self._quick = self._quick + 1 if now - self._last_direct < BURST_GAP else 0
+            for peer in peers:
+                self._submit_locked(peer, message, now, direct)
+            datagrams = self._datagrams
+        if direct:
+            for endpoint, sealed in direct:
+                datagrams.send(sealed, endpoint)
+            self._last_direct = time.monotonic()
 
     def _submit_locked(
         self, peer: Peer, message: bytes, now: float, direct: list[tuple[Address, list[bytes]]]
@@ -166,6 +197,8 @@ class Carrier:
             for endpoint, sealed in batches:
                 datagrams.send(sealed, endpoint)
             self._carry_out(effects, datagrams)
+            if effects.events:
+                datagrams.wake()
             if stopped and not batches:
                 return
 
@@ -231,29 +264,25 @@ class Carrier:
                 self._wake_sender_locked()
                 sending = self._datagrams  # another one if a callback or another thread has changed the port
             self._carry_out(effects, sending)
+            self._call_back(effects.deliveries)
         datagrams.leave_previous()
 
     def _take_effects_locked(self) -> _Effects:
         node = self._node
-        effects = _Effects(node.outgoing[:], node.deliveries[:], node.events[:])
-        node.outgoing.clear()
-        node.deliveries.clear()
-        node.events.clear()
-        if any(event.kind == "ready" for event in effects.events):
+        if node.events:
             self._ready.notify_all()
-        return effects
+        return _Effects(_taken(node.outgoing), _taken(node.deliveries), _taken(node.events))
 
     def _carry_out(self, effects: _Effects, datagrams: DatagramSocket) -> None:
+        """What both threads do with decisions; callbacks are left to the receive thread."""
         for endpoint, datagram in effects.outgoing:
             datagrams.send((datagram,), endpoint)
         self._for_callbacks.extend(effects.events)
-        if threading.current_thread() is not self._receiver:
-            if effects.events:
-                datagrams.wake()
-            return
+
+    def _call_back(self, deliveries: Sequence[tuple[Address, Sequence[bytes]]]) -> None:
         while self._for_callbacks and not self._stopped:
             self._tell(self._for_callbacks.popleft())
-        self._deliver_all(effects.deliveries)
+        self._deliver_all(deliveries)
 
     # --------------------------------------------------------------------------------- changes, the end
 

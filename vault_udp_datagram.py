@@ -514,8 +514,10 @@ def _readable_waiter(*sockets: socket.socket) -> Callable[[float | None], bool]:
         descriptor = last.fileno()
 
         def wait(seconds: float | None) -> bool:
-            ready = poll.poll(None if seconds is None else seconds * 1000)
-            return any(fileno == descriptor for fileno, _ in ready)
+            for ready, _ in poll.poll(None if seconds is None else seconds * 1000):
+                if ready == descriptor:
+                    return True
+            return False
 
         return wait
     return lambda seconds: last in select.select(sockets, (), (), seconds)[0]

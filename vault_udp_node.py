@@ -28,7 +28,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_packet import PacketError, TooLargeError
     from vault_udp_peer import Peer
     from vault_udp_rate_limit import RateLimiter
-    from vault_udp_session import NEVER, Session
+    from vault_udp_session import ACKNOWLEDGE_AFTER, NEVER, SILENCE_BEFORE_PING, Session
     from vault_udp_state import Event, NodeState
 else:
     from . import vault_udp_encryption as encryption_module
@@ -42,7 +42,7 @@ else:
     from .vault_udp_packet import PacketError, TooLargeError
     from .vault_udp_peer import Peer
     from .vault_udp_rate_limit import RateLimiter
-    from .vault_udp_session import NEVER, Session
+    from .vault_udp_session import ACKNOWLEDGE_AFTER, NEVER, SILENCE_BEFORE_PING, Session
     from .vault_udp_state import Event, NodeState
 
 
@@ -160,7 +160,8 @@ class Node(NodeState):
         peer: Peer = session.owner
         messages: list[bytes] = []
         earliest, latest = session.fresh_timestamps(now)
-        newest, heard, layout, was_up = pair.window.highest, False, None, session.up
+        newest, heard, layout = pair.window.highest, False, None
+        was_up = only_data = session.up
         for index, datagram in enumerate(datagrams):
             try:
                 timestamp, body = pair.open(datagram)
@@ -178,9 +179,11 @@ class Node(NodeState):
                     if was_up:
                         continue
                 else:
+                    only_data = False
                     messages.extend(self._read_body(peer, pair, body, source, fresh, now))
             except PacketError as error:
                 self.count_drop(error.reason, source, now)
+                only_data = False
             if session.up and not was_up:
                 was_up = True
                 self._came_up(peer, now)
@@ -191,7 +194,10 @@ class Node(NodeState):
         if messages:
             session.note_data(now)
             self._deliver(peer, messages, now)
-        self.schedule(peer)
+        if only_data:
+            self.look_at(peer, now + ACKNOWLEDGE_AFTER)
+        else:
+            self.schedule(peer)
 
     def _read_body(
         self, peer: Peer, pair: Pair, body_bytes: bytes, source: Address, fresh: bool, now: float
@@ -218,7 +224,8 @@ class Node(NodeState):
         self.counters["received"] += len(messages)
         if messages:
             self.deliveries.append((peer.name, messages))
-        self.table.heard(peer)
+        if not peer.added:
+            self.table.heard(peer)
 
     def _came_up(self, peer: Peer, now: float) -> None:
         peer.announce_at = NEVER
@@ -295,7 +302,7 @@ class Node(NodeState):
                 bodies = packet.make_bodies(messages, session.body_size, session.coalesce)
             self.counters["sent"] += len(messages)
             datagrams = session.seal(bodies, now)
-            self.schedule(peer)
+            self.look_at(peer, now + SILENCE_BEFORE_PING)
             return session.endpoint, datagrams
         link = self.base.links[peer.name]
         datagrams = []

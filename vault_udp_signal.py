@@ -61,7 +61,8 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
     @property
     def connected(self) -> bool:
         """Whether there is a slot that an emit would call now, ``block`` aside."""
-        return any(reference is None or reference() is not None for reference, _ in self._slots)
+        slots = self._slots
+        return bool(slots) and any(reference is None or reference() is not None for reference, _ in slots)
 
     def emit(self, *args: Any, **kwargs: Any) -> None:
         """Call every slot with the arguments; what a slot raises (``Exception``) does not get out of here.

@@ -24,7 +24,7 @@ if TYPE_CHECKING or not __package__:
     import vault_udp_packet as packet
     import vault_udp_socket_helper as crypto
     from vault_udp_address import Address, resolve_literal
-    from vault_udp_carrier import BURST_GAP, Carrier
+    from vault_udp_carrier import Carrier
     from vault_udp_datagram import DatagramSocket
     from vault_udp_encryption import InvalidLifetimeError, VaultAsymmetricEncryption, check_lifetime
     from vault_udp_errors import (
@@ -53,7 +53,7 @@ else:
     from . import vault_udp_packet as packet
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address, resolve_literal
-    from .vault_udp_carrier import BURST_GAP, Carrier
+    from .vault_udp_carrier import Carrier
     from .vault_udp_datagram import DatagramSocket
     from .vault_udp_encryption import InvalidLifetimeError, VaultAsymmetricEncryption, check_lifetime
     from .vault_udp_errors import (
@@ -345,40 +345,23 @@ class UDPSocketClass(Carrier):
         # more needs no lock. `laned` is looked at again behind it: the send thread clears it before it looks
         # into the lane, so either it sees the message, or we see that it may not have.
         peer = self._by_name.get(addr) if addr.__class__ is tuple else None
-        if (
-            peer is not None
-            and peer.laned
-            and data.__class__ is bytes
-            and len(data) <= peer.room
-            and len(peer.lane) < self._lane_size
-        ):
-            peer.lane.append(data)
-            if not peer.laned:
-                with self._lock:
-                    self._check_running()
-                    self._lane_locked(peer)
+        if peer is not None and data.__class__ is bytes and len(data) <= peer.room:
+            if peer.laned and len(peer.lane) < self._lane_size:
+                peer.lane.append(data)
+                if not peer.laned:
+                    with self._lock:
+                        self._check_running()
+                        self._lane_locked(peer)
+            else:
+                self._send((peer,), data)
             return
-        self._send(data, addr)
-
-    def _send(self, data: Data, addr: Address | None) -> None:
         if isinstance(data, str):
             data = data.encode()
         elif not isinstance(data, bytes):
             raise TypeError(f"data must be str or bytes, not {type(data).__name__}")
         address = check_address(addr) if addr is not None else None
         message = self._fit(data, address)
-        direct: list[tuple[Address, list[bytes]]] = []
-        with self._lock:
-            self._check_running()
-            now = time.monotonic()
-            self._quick = self._quick + 1 if now - self._last_direct < BURST_GAP else 0
-            for peer in self._targets_locked(address, now):
-                self._submit_locked(peer, message, now, direct)
-            datagrams = self._datagrams
-        if direct:
-            for endpoint, sealed in direct:
-                datagrams.send(sealed, endpoint)
-            self._last_direct = time.monotonic()
+        self._send(self._targets(address), message)
 
     def _fit(self, data: bytes, address: Address | None) -> bytes:
         """`data` if it fits raw, else compressed."""
@@ -397,21 +380,23 @@ class UDPSocketClass(Carrier):
                 f"the limit is {error.limit}; split it or make it smaller"
             ) from error
 
-    def _targets_locked(self, address: Address | None, now: float) -> list[Peer]:
-        if address is None:
-            return [peer for peer in self._node.table.all() if peer.added]
-        return [self._node.contact(address, now)]
+    def _targets(self, address: Address | None) -> list[Peer]:
+        with self._lock:
+            self._check_running()
+            if address is None:
+                return [peer for peer in self._node.table.all() if peer.added]
+            return [self._node.contact(address, time.monotonic())]
 
     # ----------------------------------------------------------------------------------------- receiving
 
-    def _deliver_all(self, deliveries: list[tuple[Address, Sequence[bytes]]]) -> None:
+    def _deliver_all(self, deliveries: Sequence[tuple[Address, Sequence[bytes]]]) -> None:
         if self._early is not None:
             self._keep_early(deliveries)
             return
         for address, messages in deliveries:
             self._deliver(address, messages)
 
-    def _keep_early(self, deliveries: list[tuple[Address, Sequence[bytes]]]) -> None:
+    def _keep_early(self, deliveries: Sequence[tuple[Address, Sequence[bytes]]]) -> None:
         # Threads run before the constructor returns, so a peer may be faster than the line that connects.
         assert self._early is not None
         early = self._early
@@ -449,18 +434,12 @@ class UDPSocketClass(Carrier):
             logger.error("%s: its identity could not be written down: %s", address, error)
 
     def _deliver(self, address: Address, messages: Sequence[bytes]) -> None:
-        self.udp_recv_bytes.emit_each(self._until_stopped(messages), address)
+        self.udp_recv_bytes.emit_each(messages, address)
         if self.udp_recv_data.connected:
             self.udp_recv_data.emit_each(self._texts(messages, address), address)
 
-    def _until_stopped(self, messages: Sequence[bytes]) -> Iterator[bytes]:
-        for message in messages:
-            if self._stopped:
-                return
-            yield message
-
     def _texts(self, messages: Sequence[bytes], address: Address) -> Iterator[str]:
-        for message in self._until_stopped(messages):
+        for message in messages:
             try:
                 yield message.decode()
             except UnicodeDecodeError:
@@ -574,6 +553,8 @@ class UDPSocketClass(Carrier):
         Args:
             timeout: seconds to wait for a callback that is running.
         """
+        for signal in self._callback_signals:
+            signal.block(True)  # what has been received, but not yet passed on, stays so
         self._stop_threads(timeout)
         self._release_identity()
 

@@ -246,10 +246,12 @@ class NodeState:
         self.schedule(peer)
 
     def schedule(self, peer: Peer) -> None:
-        if not peer.names:
-            return
-        deadline = self.deadline_of(peer)
-        if deadline < peer.scheduled:
+        if peer.names:
+            self.look_at(peer, self.deadline_of(peer))
+
+    def look_at(self, peer: Peer, deadline: float) -> None:
+        """See to the peer's timers at `deadline` at the latest; looking too early does no harm."""
+        if deadline < peer.scheduled and peer.names:
             peer.scheduled = deadline
             heapq.heappush(self.timers, (deadline, next(self.sequence), peer))
 
