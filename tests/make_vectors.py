@@ -354,9 +354,10 @@ def scene(name: str) -> tuple[End, float]:
     if name == "base":
         alice.at(0.0, arrive(clear(base_members(identity("carol"), CAROL[1])), CAROL))
         hello = seal_base(
-            identity("carol"), identity("alice").base_enc, WALL, payload(b"hi"), b"first message 16"
+            identity("carol"), identity("alice").base_enc, WALL + 1, payload(b"hi"), b"first message 16"
         )
         alice.at(1.0, arrive(hello, CAROL))
+        assert alice.node.counters["received"] == 1
     return alice, 10.0
 
 
@@ -517,6 +518,10 @@ def refused_in_session() -> Iterator[Refusal]:
     yield "session", "the same datagram again", "replayed", BOB, [good, good]
     late, far = sealed(payload(b"x"), 1000), sealed(payload(b"x"), 1000 + 8192)
     yield "session", "behind the window", "replayed", BOB, [far, late]
+    # Bob goes on to a new key; a hello with the old one comes late, or again.
+    new_key = control(rekey(bob, enc=identity("carol").enc))
+    old_hello = hello_blob(bob, session_nonce(), to_sign=alice.sign, holds=alice.enc)
+    yield "session", "a key given up", "stale_hello", BOB, [new_key, clear(hello_members(bob, old_hello))]
 
 
 def refused_in_base_mode() -> Iterator[Refusal]:

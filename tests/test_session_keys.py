@@ -11,6 +11,7 @@ import vault_udp_socket_helper as crypto
 from vault_udp_keys import (
     FLAG_COALESCE,
     HELLO_LABEL,
+    MIN_SEALED_SIZE,
     Hello,
     LocalKeys,
     Pair,
@@ -122,7 +123,7 @@ def test_a_nonce_counts_for_its_slot_and_the_next_and_for_its_address_alone() ->
 # ------------------------------------------------------------------------------------------------------ pairs
 
 
-@given(st.binary(max_size=1400), st.floats(allow_nan=False))
+@given(st.binary(min_size=4, max_size=1400), st.floats(allow_nan=False))
 def test_what_one_seals_the_other_opens_once(body: bytes, timestamp: float) -> None:
     ours, theirs = pair_of_two()
     (datagram,) = ours.seal([body], timestamp)
@@ -149,10 +150,25 @@ def test_every_altered_byte_is_noticed_and_moves_no_window() -> None:
         with pytest.raises(PacketError, match="forged"):
             theirs.open(bytes(altered))
     for size in range(len(datagram)):
-        with pytest.raises(PacketError, match="forged"):
+        with pytest.raises(PacketError, match="forged" if size >= MIN_SEALED_SIZE else "bad_length"):
             theirs.open(datagram[:size])
     assert theirs.window.highest == -1
     assert theirs.open(datagram)[1] == b"some body"
+
+
+@pytest.mark.parametrize("inside", [16, 23, 24, 27])
+def test_what_has_no_room_for_timestamp_and_body_is_not_even_opened(inside: int) -> None:
+    """Authentic, so made by a peer who does as it pleases; what lies in the workspace is of the one before."""
+    ours, theirs = pair_of_two()
+    (before,) = ours.seal([b"the body before"], 1.0)
+    theirs.open(before)
+    tail = b"random.." + (1).to_bytes(8, "big")
+    nonce = ours._seal_tag + tail
+    short = crypto.seal(ours._seal_key, nonce, (tail + bytes(12))[:inside])
+    assert len(short) == MIN_SEALED_SIZE - 28 + inside
+    with pytest.raises(PacketError, match="bad_length"):
+        theirs.open(short)
+    assert theirs.window.highest == 0
 
 
 def test_our_own_datagram_does_not_open() -> None:
