@@ -20,9 +20,11 @@ from types import ModuleType
 from typing import Any, Callable, Iterator
 
 import pytest
+from loopback import eventually
 
 import dev
 import vault_ip
+import vault_udp_carrier
 import vault_udp_encryption
 import vault_udp_keys
 import vault_udp_packet
@@ -265,6 +267,28 @@ def test_another_key_is_rejected_and_told_by_the_counters_that_troubleshooting_n
     assert stats["peer_modes"] == {address: "waiting for keys"}
     assert stats["counters"]["identity_refused"] > 0
     assert there.get_stats()["counters"]["hello_without_echo"] > 0
+
+
+IDENTITY_FILES = _example("Files of identities")
+
+
+def test_files_keep_our_identity_and_remember_whom_we_met(
+    remotes: Remotes, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, second = (_run(IDENTITY_FILES, remotes)["sock"] for _ in range(2))
+    printed = capsys.readouterr().out.splitlines()
+    assert first.own_public_key == second.own_public_key
+    assert printed[0] == printed[1]
+    assert re.fullmatch(r"my fingerprint: (\d{5} ){7}\d{5}", printed[0])
+    with UDPSocketClass(0, identity_file="other.json") as there:
+        address = ("127.0.0.1", there.recv_port)
+        with UDPSocketClass(0, identity_file="me.json", known_peers_file="known_peers.txt") as sock:
+            sock.add_peer(address)
+            assert sock.wait_ready(address, PATIENCE)
+            line = f"127.0.0.1 {there.recv_port} {there.own_public_key}\n"
+            eventually(Path("known_peers.txt").exists, "it is written down")
+        assert Path("known_peers.txt").read_text(encoding="utf-8") == line
 
 
 OWN_IDENTITY = _example("An identity that outlives the process")
@@ -572,7 +596,8 @@ def test_mtu_arithmetic_is_that_of_the_code() -> None:
 def test_numbers_in_the_text_are_those_of_the_code() -> None:
     sizes = vault_udp_packet.FULL_ANNOUNCEMENT_SIZE, vault_udp_packet.SHORT_ANNOUNCEMENT_SIZE
     assert "exactly {} or {} bytes".format(*sizes) in README
-    assert f"waits when {vault_udp_socket.LANE_SIZE} messages" in README
+    assert f"waits when {vault_udp_carrier.LANE_SIZE} messages" in README
+    assert f"up to {vault_udp_socket.MAX_EARLY_MESSAGES} messages" in README
     header = vault_udp_keys.SEALED_OVERHEAD
     assert header == vault_udp_socket.NACL_BOX_OVERHEAD + vault_udp_socket.REPLAY_PROTECTION_OVERHEAD
 
