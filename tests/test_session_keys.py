@@ -158,7 +158,7 @@ def test_every_altered_byte_is_noticed_and_moves_no_window() -> None:
 
 @pytest.mark.parametrize("inside", [16, 23, 24, 27])
 def test_what_has_no_room_for_timestamp_and_body_is_not_even_opened(inside: int) -> None:
-    """Authentic, so made by a peer who does as it pleases; what lies in the workspace is of the one before."""
+    """An authentic one, of a peer who does as it pleases; in the workspace lies the one before it."""
     ours, theirs = pair_of_two()
     (before,) = ours.seal([b"the body before"], 1.0)
     theirs.open(before)
