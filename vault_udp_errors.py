@@ -99,6 +99,27 @@ def check_rate_limit(rate_limit: object) -> None:
         )
 
 
+def check_keepalive(keepalive: object) -> None:
+    """Pass a number of seconds above 0, and None.
+
+    Raises:
+        InvalidArgumentError: anything else.
+    """
+    is_number = isinstance(keepalive, (int, float)) and not isinstance(keepalive, bool)
+    if keepalive is not None and not (is_number and keepalive > 0):  # type: ignore[operator]
+        raise InvalidArgumentError(f"keepalive is {keepalive!r}; it must be seconds above 0, or None")
+
+
+def check_mtu(mtu: object) -> None:
+    """Pass an int from 576 to 65535, and None.
+
+    Raises:
+        InvalidArgumentError: anything else.
+    """
+    if mtu is not None and not (type(mtu) is int and 576 <= mtu <= 65535):
+        raise InvalidArgumentError(f"mtu is {mtu!r}; it must be an int, 576-65535, or None")
+
+
 def check_identity(key: object) -> bytes:
     """The 32 bytes of an identity given as Base64 text.
 

@@ -122,6 +122,8 @@ class LocalKeys:
         self.flags = flags
         self.max_age = 60.0
         """Seconds that a datagram's timestamp may lie away from its sender's clock."""
+        self.keepalive = float("inf")
+        """Seconds without sending after which a peer is sent something, to keep a NAT's mapping open."""
         self.current = SessionKey(0)
         self.previous: SessionKey | None = None
         self.workspace = crypto.Workspace()

@@ -62,6 +62,7 @@ class Node(NodeState):
         rate_limit: messages a second accepted from one peer, None for no limit.
         legacy_peers: whether base mode is spoken at all.
         persistent: our identity outlives the process, as hellos tell.
+        keepalive: seconds after which an idle session sends something, None for never.
         remember_peers: pin persistent identities met at added names for good, and tell so (event ``met``).
         now, wall: seconds, monotonic, and Unix time.
         rng: for jitter.
@@ -79,6 +80,7 @@ class Node(NodeState):
         legacy_peers: bool = True,
         persistent: bool = False,
         remember_peers: bool = False,
+        keepalive: float | None = None,
         rng: random.Random | None = None,
     ) -> None:
         super().__init__(
@@ -93,6 +95,8 @@ class Node(NodeState):
         )
         self.closed = False
         self._remember_peers = remember_peers
+        if keepalive is not None:
+            self.local.keepalive = keepalive
         self._introductions = Introductions(self)
         self._rate_limiter = RateLimiter(rate_limit) if rate_limit is not None else None
         self.lifetime_changed(now)
@@ -222,6 +226,7 @@ class Node(NodeState):
                 self.counters["rate_limited"] += len(messages) - allowed - 1
                 messages = messages[:allowed]
         self.counters["received"] += len(messages)
+        peer.received += len(messages)
         if messages:
             self.deliveries.append((peer.name, messages))
         if not peer.added:
@@ -301,6 +306,7 @@ class Node(NodeState):
                 messages = self._fit_again(peer, messages, now)
                 bodies = packet.make_bodies(messages, session.body_size, session.coalesce)
             self.counters["sent"] += len(messages)
+            peer.sent += len(messages)
             datagrams = session.seal(bodies, now)
             self.look_at(peer, now + SILENCE_BEFORE_PING)
             return session.endpoint, datagrams
@@ -310,6 +316,7 @@ class Node(NodeState):
             try:
                 datagrams.append(self.base.seal_message(link, message))
                 self.counters["sent"] += 1
+                peer.sent += 1
             except PacketError as error:
                 self.count_loss(error.reason, 1, peer, now)
         return link.address, datagrams

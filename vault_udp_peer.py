@@ -47,9 +47,11 @@ class Peer:
         "probe_started",
         "probe_until",
         "queue",
+        "received",
         "rejected",
         "room",
         "scheduled",
+        "sent",
         "session",
         "supplied",
     )
@@ -71,6 +73,9 @@ class Peer:
         """Messages on their way to the send thread; who appends without the lock looks at `laned` then."""
         self.laned = False
         """The send thread has still to look at `lane` and `queue`."""
+        self.sent = 0
+        self.received = 0
+        """Messages, as in the counters of the whole node."""
         self.base_ready = False
         self.announce_at = NEVER
         self.announced_since = -NEVER

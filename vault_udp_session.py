@@ -136,6 +136,7 @@ class Session:
         self._unanswered_since = NEVER
         self._pings_unanswered = 0
         self._acknowledge_at = NEVER
+        self._sent_at = NEVER
         self._rekey_at = NEVER
         self._rekeys = 0
         self._may_validate_at = -NEVER
@@ -393,7 +394,7 @@ class Session:
         """Datagrams around bodies of user data, under the send pair, which must exist."""
         pair = self.send
         assert pair is not None
-        self._acknowledge_at = NEVER
+        self._acknowledge_at, self._sent_at = NEVER, now
         if self._unanswered_since == NEVER:
             self._unanswered_since, self._pings_unanswered = now, 0
         return pair.seal(bodies, self.local.session_time(now))
@@ -450,7 +451,7 @@ class Session:
         to: Address | None = None,
         body_size: int | None = None,
     ) -> None:
-        self._acknowledge_at = NEVER
+        self._acknowledge_at, self._sent_at = NEVER, now
         body = packet.make_control_body(packet.write_json(members), body_size or self.body_size)
         (datagram,) = pair.seal((body,), self.local.session_time(now))
         self._outgoing.append((to or self.endpoint, datagram))
@@ -463,7 +464,11 @@ class Session:
         ping_at = NEVER
         if self.send is not None and not self.lost:
             ping_at = self._unanswered_since + SILENCE_BEFORE_PING + PING_INTERVAL * self._pings_unanswered
-        return min(confirm_at, ping_at, self._acknowledge_at, self._rekey_at)
+        return min(confirm_at, ping_at, self._acknowledge_at, self._rekey_at, self._keepalive_at)
+
+    @property
+    def _keepalive_at(self) -> float:
+        return self._sent_at + self.local.keepalive if self.send is not None else NEVER
 
     def run_timers(self, now: float) -> None:
         """Do what is due: repeat confirms and rekeys, ping a silent peer and give it up, acknowledge."""
@@ -480,7 +485,7 @@ class Session:
                 self._rekey_at = NEVER
             else:
                 self._rekey(now)
-        if self._acknowledge_at <= now:
+        if self._acknowledge_at <= now or self._keepalive_at <= now:
             self._acknowledge_at = NEVER
             if self.send is not None:
                 self._confirm(self.send, True, now)

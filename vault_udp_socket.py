@@ -40,6 +40,8 @@ if TYPE_CHECKING or not __package__:
         UDPSocketError,
         check_address,
         check_identity,
+        check_keepalive,
+        check_mtu,
         check_port,
         check_rate_limit,
     )
@@ -69,6 +71,8 @@ else:
         UDPSocketError,
         check_address,
         check_identity,
+        check_keepalive,
+        check_mtu,
         check_port,
         check_rate_limit,
     )
@@ -145,6 +149,10 @@ class UDPSocketClass(Carrier):
             restart. Without it, each socket is somebody new.
         known_peers_file: where identities of added peers are kept that have identity files, a line each:
             ``ip port key``. At an address that stands there no other identity is accepted.
+        bind_address: the IP address of the one interface to use; all of them if omitted.
+        mtu: bytes of an IP packet on the way to the peers, 576-65535; the smallest MTU of our interfaces if
+            omitted. `get_stats()['mtu']` is what is left of it.
+        keepalive: seconds, above 0, after which an idle session sends something, for NATs that forget.
 
     Attributes:
         udp_recv_data: signal (data: str, addr), for messages that are UTF-8 text.
@@ -169,15 +177,14 @@ class UDPSocketClass(Carrier):
         legacy_peers: bool = True,
         identity_file: Path | None = None,
         known_peers_file: Path | None = None,
+        bind_address: str | None = None,
+        mtu: int | None = None,
+        keepalive: float | None = None,
     ) -> None:
         check_port(recv_port, lowest=0)
-        self.mtu = vault_ip.get_min_mtu() - (
-            IP_HEADER_SIZE
-            + UDP_HEADER_SIZE
-            + NACL_BOX_OVERHEAD
-            + MSGPACK_OVERHEAD
-            + REPLAY_PROTECTION_OVERHEAD
-        )
+        check_mtu(mtu)
+        self.mtu = (vault_ip.get_min_mtu() if mtu is None else mtu) - TOTAL_OVERHEAD
+        self._bind_address = bind_address
         self._early: list[tuple[Address, bytes]] | None = []
         """Messages that came before the first slot was connected; None from then on."""
         self.udp_recv_data = SafeSignal(on_connect=self._slot_connected)
@@ -195,6 +202,7 @@ class UDPSocketClass(Carrier):
         self.udp_send_data = Signal()
         self.udp_send_data.connect(self.send_data)
         check_rate_limit(rate_limit)
+        check_keepalive(keepalive)
         try:
             check_lifetime(lifetime)
         except InvalidLifetimeError as error:
@@ -203,7 +211,7 @@ class UDPSocketClass(Carrier):
         self._identity_file = IdentityFile(identity_file) if identity_file is not None else None
         keys = self._identity_file.identity if self._identity_file is not None else (None, None)
         try:
-            datagrams = _bind(recv_port)
+            datagrams = _bind(recv_port, bind_address)
         except BindError:
             self._release_identity()
             raise
@@ -216,6 +224,7 @@ class UDPSocketClass(Carrier):
             legacy_peers=legacy_peers,
             persistent=identity_file is not None,
             remember_peers=known_peers_file is not None,
+            keepalive=keepalive,
             now=time.monotonic(),
             wall=time.time(),
         )
@@ -303,6 +312,20 @@ class UDPSocketClass(Carrier):
     def own_public_key(self) -> str:
         """Our identity, the public signing key, Base64: what others give to `add_peer` as `key`."""
         return self._encryption.sign_public_key
+
+    def get_peer_info(self, addr: Address) -> dict[str, Any] | None:
+        """What is known of a peer, added or not; None if nothing is.
+
+        Returns:
+            ``mode`` ("session", "base v1", "base v2", "waiting for keys", "lost"), ``names``, ``endpoint``
+            (where it is sent to), ``protocol_version``, ``identity`` (Base64), ``added``, ``persistent``,
+            ``coalesce``, ``clock_offset`` and ``round_trip`` (seconds), ``last_heard`` (seconds ago), ``waiting``, ``sent``
+            and ``received`` (messages).
+        """
+        address = check_address(addr)
+        with self._lock:
+            peer = self._node.table.by_name.get(address)
+            return self._node.info(peer, time.monotonic()) if peer is not None else None
 
     def wait_ready(self, addr: Address, timeout: float) -> bool:
         """Wait until messages to `addr` leave at once; False if `timeout` seconds were not enough.
@@ -478,7 +501,7 @@ class UDPSocketClass(Carrier):
             self._check_running()
             if recv_port == self.recv_port:
                 return
-        self._replace_socket(_bind(recv_port))
+        self._replace_socket(_bind(recv_port, self._bind_address))
 
     @property
     def lifetime(self) -> float:
@@ -573,9 +596,11 @@ class UDPSocketClass(Carrier):
         return f"<UDPSocketClass {state}, {len(self.get_peers())} peers>"
 
 
-def _bind(port: int) -> DatagramSocket:
+def _bind(port: int, bind_address: str | None) -> DatagramSocket:
+    if bind_address is not None and resolve_literal(bind_address) is None:
+        raise InvalidArgumentError(f"bind_address is {bind_address!r}; it must be an IPv4 or IPv6 address")
     try:
-        return DatagramSocket(port)
+        return DatagramSocket(port, bind_address)
     except OSError as error:
         raise BindError(
             error.errno, f"cannot listen on port {port}: {error.strerror}; choose another recv_port, or 0"

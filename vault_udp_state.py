@@ -15,10 +15,11 @@ import itertools
 import logging
 import random
 from collections import OrderedDict, defaultdict
-from typing import TYPE_CHECKING, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
 
 if TYPE_CHECKING or not __package__:
     import vault_udp_encryption as encryption_module
+    import vault_udp_packet as packet
     import vault_udp_socket_helper as crypto
     from vault_udp_address import Address
     from vault_udp_base import BaseMode
@@ -29,6 +30,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_session import NEVER, Session
 else:
     from . import vault_udp_encryption as encryption_module
+    from . import vault_udp_packet as packet
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address
     from .vault_udp_base import BaseMode
@@ -111,6 +113,28 @@ class NodeState:
         if link is not None:
             return f"base v{link.version}"
         return "lost" if peer.session.lost else "waiting for keys"
+
+    def info(self, peer: Peer, now: float) -> dict[str, Any]:
+        """What is known of a peer, for display; see `UDPSocketClass.get_peer_info`."""
+        session, link = peer.session, self.base.links.get(peer.name)
+        heard_at = link.opened_at if link is not None and link.opened else session.last_opened
+        in_session = session.send is not None
+        return {
+            "mode": self.mode(peer),
+            "names": list(peer.names),
+            "endpoint": link.address if link is not None else session.endpoint,
+            "protocol_version": link.version if link is not None else packet.PROTOCOL_VERSION,
+            "identity": crypto.bytes_to_b64_str(peer.identity) if peer.identity else None,
+            "added": peer.added,
+            "persistent": in_session and session.persistent,
+            "coalesce": in_session and session.coalesce,
+            "clock_offset": session.clock_offset if in_session else None,
+            "round_trip": session.round_trip,
+            "last_heard": now - heard_at if heard_at > -NEVER else None,
+            "waiting": len(peer.queue) + len(peer.lane),
+            "sent": peer.sent,
+            "received": peer.received,
+        }
 
     def new_peer(self, address: Address) -> Peer:
         session = Session(self.local, self.tags, self.retired, self.outgoing, address, self.body_size)
