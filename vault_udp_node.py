@@ -247,7 +247,7 @@ class Node(NodeState):
     def _receive_goodbye(self, peer: Peer, now: float) -> None:
         self.counters["goodbyes"] += 1
         peer.session.close()
-        if not peer.session.persistent:
+        if not peer.session.persistent and peer.supplied is None:
             self.table.set_identity(peer, b"")
             self.drop_waiting(peer, "queued_for_another_identity")
         self.events.append(Event("lost", peer.name, "the peer said goodbye"))

@@ -319,8 +319,8 @@ class UDPSocketClass(Carrier):
         Returns:
             ``mode`` ("session", "base v1", "base v2", "waiting for keys", "lost"), ``names``, ``endpoint``
             (where it is sent to), ``protocol_version``, ``identity`` (Base64), ``added``, ``persistent``,
-            ``coalesce``, ``clock_offset`` and ``round_trip`` (seconds), ``last_heard`` (seconds ago), ``waiting``, ``sent``
-            and ``received`` (messages).
+            ``coalesce``, ``clock_offset`` and ``round_trip`` (seconds), ``last_heard`` (seconds ago),
+            ``waiting``, ``sent`` and ``received`` (messages).
         """
         address = check_address(addr)
         with self._lock:
