@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, NamedTuple, Sequence
 if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
     from vault_udp_address import Address
-    from vault_udp_packet import PacketError
+    from vault_udp_packet import PacketError, StoredLayout
     from vault_udp_replay import CounterWindow
 else:
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address
-    from .vault_udp_packet import PacketError
+    from .vault_udp_packet import PacketError, StoredLayout
     from .vault_udp_replay import CounterWindow
 
 
@@ -270,3 +270,44 @@ class Pair:
         if not self.window.accept(counter):
             raise PacketError("replayed")
         return timestamp, plain[24 : len(datagram) - crypto.BOX_OVERHEAD]
+
+    def open_in_order(
+        self, datagrams: Sequence[bytes], start: int, layout: StoredLayout, earliest: float, latest: float
+    ) -> list[bytes]:
+        """The messages of `datagrams` from `start` on, as long as each is what is to be expected next.
+
+        That is: authentic, with the next counter, stamped from `earliest` to `latest`, its body as `layout`
+        says. The first that is not is left to `open` and to whoever judges its body; nothing of it is kept
+        here. So this is `open`, `CounterWindow.accept` and `StoredLayout.read` for the usual case, in one
+        loop without calls and copies between them: it may decline what they accept, but accepts nothing that
+        they decline.
+        """
+        messages: list[bytes] = []
+        open_sealed, key, unpack = self._workspace.open, self._open_key, _INNER.unpack
+        head, end, tail, body_size = layout
+        expected = first = self.window.highest + 1
+        size = body_size + SEALED_OVERHEAD
+        head_at, message_at, tail_at = 24, 24 + len(head), 24 + end
+        tail_end = tail_at + len(tail)
+        for index in range(start, len(datagrams)):
+            datagram = datagrams[index]
+            if len(datagram) != size:
+                break
+            try:
+                plain = open_sealed(key, datagram)
+            except crypto.DecryptionError:
+                break
+            inner = plain[:24]
+            _, counter, timestamp = unpack(inner)
+            if not (
+                counter == expected
+                and inner.startswith(datagram[8:24])
+                and earliest <= timestamp <= latest
+                and plain[head_at:message_at] == head
+                and plain[tail_at:tail_end] == tail
+            ):
+                break
+            messages.append(plain[message_at:tail_at])
+            expected += 1
+        self.window.accept_next(expected - first)
+        return messages

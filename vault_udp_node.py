@@ -164,27 +164,30 @@ class Node(NodeState):
         peer: Peer = session.owner
         messages: list[bytes] = []
         earliest, latest = session.fresh_timestamps(now)
-        newest, heard, layout = pair.window.highest, False, None
+        newest, heard = pair.window.highest, False
         was_up = only_data = session.up
-        for index, datagram in enumerate(datagrams):
+        index, count = 0, len(datagrams)
+        while index < count:
+            datagram = datagrams[index]
+            index += 1
             try:
                 timestamp, body = pair.open(datagram)
                 if not heard:
                     heard = True
                     session.heard(pair, source, len(datagram), pair.window.highest > newest, now)
                 fresh = earliest <= timestamp <= latest
-                # What most datagrams are: one message, as long as the one before.
-                message = layout.read(body) if layout is not None and fresh else None
-                if message is None:
-                    layout = packet.likely_layout(body)
-                    message = layout.read(body) if layout is not None and fresh else None
-                if message is not None:
+                layout = packet.likely_layout(body) if fresh else None
+                message = layout.read(body) if layout is not None else None
+                if layout is not None and message is not None and was_up:
+                    # What most datagrams are: a message; what most that follow are: one as long as it.
                     messages.append(message)
-                    if was_up:
-                        continue
-                else:
-                    only_data = False
-                    messages.extend(self._read_body(peer, pair, body, source, fresh, now))
+                    if index < count:
+                        more = pair.open_in_order(datagrams, index, layout, earliest, latest)
+                        messages += more
+                        index += len(more)
+                    continue
+                only_data = False
+                messages.extend(self._read_body(peer, pair, body, source, fresh, now))
             except PacketError as error:
                 self.count_drop(error.reason, source, now)
                 only_data = False
@@ -193,7 +196,7 @@ class Node(NodeState):
                 self._came_up(peer, now)
             if pair.open_tag not in self.tags:
                 # It was a goodbye: the pair is closed, whatever stands behind it.
-                self.counters["unknown_tag"] += len(datagrams) - index - 1
+                self.counters["unknown_tag"] += count - index
                 break
         if messages:
             session.note_data(now)

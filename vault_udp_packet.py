@@ -287,24 +287,26 @@ def make_bodies(messages: Sequence[bytes], body_size: int, coalesce: bool) -> li
     bodies: list[bytes] = []
     room = body_size - COALESCED_OVERHEAD if coalesce else 0
     count, start = len(messages), 0
+    layout = None
     while start < count:
         message = messages[start]
         end = start + 1
-        if isinstance(message, CompressedFrame):
+        if message.__class__ is CompressedFrame:
             bodies.append(make_payload_body(message, body_size))
+            start = end
+            continue
+        size = len(message)
+        left = room - size - 2 * MESSAGE_OVERHEAD
+        last = min(count, start + MAX_MESSAGES_PER_BODY)
+        while end < last and len(messages[end]) <= left and messages[end].__class__ is not CompressedFrame:
+            left -= len(messages[end]) + MESSAGE_OVERHEAD
+            end += 1
+        if end > start + 1:
+            bodies.append(make_coalesced_body(messages[start:end], body_size))
         else:
-            size = len(message)
-            left = room - size - MESSAGE_OVERHEAD
-            last = min(count, start + MAX_MESSAGES_PER_BODY)
-            while end < last and not isinstance(messages[end], CompressedFrame):
-                left -= len(messages[end]) + MESSAGE_OVERHEAD
-                if left < 0:
-                    break
-                end += 1
-            if end == start + 1:
-                bodies.append(stored_layout(size, body_size).make(message))
-            else:
-                bodies.append(make_coalesced_body(messages[start:end], body_size))
+            if layout is None or layout.end - len(layout.head) != size:
+                layout = stored_layout(size, body_size)
+            bodies.append(layout.make(message))
         start = end
     return bodies
 
@@ -386,7 +388,7 @@ def _read_v2(content: dict[Any, Any]) -> Body:
         control = control.encode()
     if not (type(payload) is type(control) is type(padding) is bytes and type(messages) is list):
         raise PacketError("bad_body")
-    if any(type(message) is not bytes for message in messages):
+    if not set(map(type, messages)) <= {bytes}:
         raise PacketError("bad_body")
     if bool(payload) + bool(control) + bool(messages) > 1:
         raise PacketError("mixed_body")

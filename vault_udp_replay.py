@@ -29,6 +29,19 @@ class CounterWindow:
         self.highest = -1
         self._ring = bytearray()
 
+    def accept_next(self, count: int) -> None:
+        """`accept` the `count` counters that follow the highest, a byte of the ring at a time."""
+        if not self._ring:
+            self._ring = bytearray(_RING_BYTES)
+        ring, counter, end = self._ring, self.highest + 1, self.highest + 1 + count
+        while counter < end:
+            shift = counter & 7
+            bits = min(8 - shift, end - counter)
+            kept = ring[(counter >> 3) % _RING_BYTES] if shift else 0
+            ring[(counter >> 3) % _RING_BYTES] = kept | ((1 << bits) - 1) << shift
+            counter += bits
+        self.highest = end - 1
+
     def accept(self, counter: int) -> bool:
         """Remember `counter`; False if it was accepted before or is too old to tell."""
         highest, ring = self.highest, self._ring

@@ -103,3 +103,20 @@ def test_nothing_at_or_before_the_floor_is_accepted() -> None:
     assert not cache.is_fresh(b"nonce", 100.0)
     assert not cache.is_fresh(b"nonce", float("nan"))
     assert cache.is_fresh(b"nonce", 100.5)
+
+
+@given(st.lists(st.one_of(st.integers(0, 40), st.tuples(st.integers(0, 300))), max_size=30))
+def test_accepting_the_next_ones_is_accepting_each(steps: list[int | tuple[int]]) -> None:
+    """A plain number skips so many counters and accepts the one behind; a tuple accepts the next ones."""
+    together, singly = CounterWindow(), CounterWindow()
+    for step in steps:
+        if isinstance(step, tuple):
+            together.accept_next(step[0])
+            assert all(singly.accept(singly.highest + 1) for _ in range(step[0]))
+        else:
+            counter = singly.highest + 1 + step
+            assert together.accept(counter)
+            assert singly.accept(counter)
+        assert together.highest == singly.highest
+    for counter in range(max(0, singly.highest - 500), singly.highest + 20):
+        assert together.accept(counter) == singly.accept(counter)
