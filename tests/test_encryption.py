@@ -405,6 +405,46 @@ def test_memory_of_nonces_outlives_an_address_and_another_identity() -> None:
         receiver.decrypt(datagram, BOB)
 
 
+def test_setting_our_keys_to_others_and_back_opens_no_gap() -> None:
+    raw, own, clock = RawPeer(), RawPeer(), Clock()
+    first = base64.b64encode(bytes(own.enc)).decode(), base64.b64encode(bytes(own.sign)).decode()
+    second = base64.b64encode(bytes(range(32))).decode(), first[1]
+    receiver = VaultAsymmetricEncryption(60, *first, monotonic=clock, wall=clock)
+    receiver.update_peer_keys(ALICE, raw.enc_key, raw.sign_key)
+    datagram = raw.seal(receiver, bytes(16), START + 1)
+    assert accepted(receiver, datagram)
+    receiver.set_private_keys(*second)
+    assert accepted(receiver, raw.seal(receiver, bytes(16), START + 1))
+    receiver.set_private_keys(*first)
+    assert not accepted(receiver, datagram)
+
+
+def test_keys_of_the_applications_at_both_ends_are_enough_at_once() -> None:
+    clock = Clock()
+    alice, bob = (
+        VaultAsymmetricEncryption(60, own, own, monotonic=clock, wall=clock)
+        for own in (base64.b64encode(bytes([number]) * 32).decode() for number in (1, 2))
+    )
+    alice.update_peer_keys(BOB, bob.enc_public_key, bob.sign_public_key)
+    bob.update_peer_keys(ALICE, alice.enc_public_key, alice.sign_public_key)
+    clock.time += 1
+    assert bob.decrypt(alice.encrypt(b"hello", BOB), ALICE) == b"hello"
+
+
+def test_memory_of_nonces_is_bounded_and_nothing_is_forgotten_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vault_udp_encryption, "MAX_NONCE_CACHES", 3)
+    clock, raws = Clock(), [RawPeer() for _ in range(4)]
+    receiver = VaultAsymmetricEncryption(monotonic=clock, wall=clock)
+    datagrams = []
+    for raw in raws:
+        receiver.update_peer_keys(ALICE, raw.enc_key, raw.sign_key)
+        datagrams.append(raw.seal(receiver, bytes(16), START))
+        assert accepted(receiver, datagrams[-1]) == (raw is not raws[3])
+    for raw, datagram in zip(raws, datagrams):
+        receiver.update_peer_keys(ALICE, raw.enc_key, raw.sign_key)
+        assert not accepted(receiver, datagram)
+
+
 def test_with_keys_of_the_application_nothing_older_than_our_start_is_accepted() -> None:
     raw, own, clock = RawPeer(), RawPeer(), Clock()
     private = base64.b64encode(bytes(own.enc)).decode(), base64.b64encode(bytes(own.sign)).decode()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any, Callable
 
 import msgpack
@@ -195,6 +196,20 @@ def test_bodies_carry_all_messages_in_order(messages: list[bytes], coalesce: boo
         for message in messages
     ]
     assert arrived == expected
+
+
+def test_layouts_of_many_lengths_hold_little_memory() -> None:
+    """A peer chooses the lengths of its bodies; what is kept of each must not be as long as they are."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for size in range(20000, 20200):
+            layout = packet.likely_layout(packet.make_payload_body(packet.store_frame(b""), size))
+            assert layout is not None
+        held = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert held < 200 * 2000
 
 
 def test_only_who_agreed_gets_several_messages_in_a_body() -> None:

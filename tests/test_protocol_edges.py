@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Peers that follow the handshake and then do as they please, and datagrams that are late or of the past."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import msgpack
+import pytest
+from fakenet import EPOCH, Copies, Datagram, FakeNet, Host, Outsider, both_ready
+from test_protocol import A, B, X, two_in_session
+
+import vault_udp_announce
+import vault_udp_packet as packet
+import vault_udp_socket_helper as crypto
+from vault_udp_keys import NO_KEY, Hello, LocalKeys, Pair, SessionKey
+
+C, D = ("10.0.0.3", 1003), ("10.0.0.4", 1004)
+A6, B6 = ("fd00::1", 1001), ("fd00::2", 1002)
+GOT = {"type": "confirm", "got": True}
+
+
+class Rogue:
+    """A peer with an identity who makes its datagrams by hand, from as many addresses as it likes."""
+
+    def __init__(self, net: FakeNet, host: Host) -> None:
+        self.net, self.host = net, host
+        self.local = LocalKeys(net.rng.getrandbits(256).to_bytes(32, "big"), 0.0, EPOCH)
+        self.theirs = b""
+        self._ends: dict[Any, Outsider] = {}
+
+    def shake_hands(self, address: Any, key: SessionKey | None = None) -> Pair:
+        """Send hellos from `address` until they count; our end of the pair."""
+        key = key or self.local.current
+        end = self.end(address)
+        blob = self.hello(key)
+        self._send_hello(end, blob)
+        text = next(data for _, data in end.received if len(data) == packet.SHORT_ANNOUNCEMENT_SIZE)
+        answer = packet.read_announcement(packet.read_json(packet.read_body(text).control))
+        assert answer.hello
+        fields = Hello._make(struct.unpack(">24sHIQ32s32s32s32s16s16s", answer.hello)[1:])
+        self.theirs = fields.sign
+        end.received.clear()
+        self._send_hello(end, blob._replace(echo=fields.nonce))
+        return Pair(self.local, fields.sign, key, fields.enc)
+
+    def end(self, address: Any) -> Outsider:
+        if address not in self._ends:
+            self._ends[address] = self.net.outsider(address)
+        self._ends[address].received.clear()
+        return self._ends[address]
+
+    def hello(self, key: SessionKey, **fields: Any) -> Hello:
+        none = bytes(16)
+        made = Hello(2, key.epoch, EPOCH, self.local.sign_public, key.public, NO_KEY, NO_KEY, none, none)
+        return made._replace(**fields)
+
+    def _send_hello(self, end: Outsider, hello: Hello) -> None:
+        end.send(self.host.address, packet.make_announcement_body(self.signed(hello), 512))
+        self.net.run(0.01)
+
+    def signed(self, hello: Hello) -> dict[str, str]:
+        blob = hello.pack()
+        proof = crypto.sign_detached(self.local.sign_seed, blob)
+        return {"hello": crypto.bytes_to_b64_str(blob), "proof": crypto.bytes_to_b64_str(proof)}
+
+    def sealed(self, pair: Pair, members: dict[str, Any], size: int = 1393) -> bytes:
+        body = packet.make_control_body(packet.write_json(members), size)
+        return pair.seal([body], EPOCH + self.net.now)[0]
+
+
+def rogue_and_host() -> tuple[FakeNet, Host, Rogue]:
+    net = FakeNet(seed=1)
+    host = net.node(A)
+    return net, host, Rogue(net, host)
+
+
+# ------------------------------------------------------------------------------------------ what is malformed
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_text_that_is_no_unicode_is_refused(version: int) -> None:
+    net = FakeNet()
+    bob, outsider = net.node(B), net.outsider(X)
+    text = b'{"data":"\\ud800"}'
+    body = packet.make_v1_body(packet.store_frame(text), 512)
+    outsider.send(B, body if version == 1 else packet.make_control_body(text, 512))
+    net.run(1)
+    assert [source for _, _, source, _ in bob.refused] == [X]
+
+
+@pytest.mark.parametrize("size", [41, 60, 67])
+def test_a_sealed_datagram_without_room_for_its_timestamp_is_refused(size: int) -> None:
+    _, host, rogue = rogue_and_host()
+    pair = rogue.shake_hands(B)
+    tail = crypto.random_bytes(8) + bytes(8)
+    datagram = crypto.seal(pair._seal_key, pair._seal_tag + tail, (tail + bytes(99))[: size - 40])
+    host.arrive(B, datagram)
+    assert host.node.counters["bad_length"] == 1
+
+
+@pytest.mark.parametrize("time", [10**400, 1 << 64, -1])
+def test_a_peer_s_impossible_time_is_refused(time: int) -> None:
+    net, host, rogue = rogue_and_host()
+    pair = rogue.shake_hands(B)
+    net.run(0.5)
+    end = rogue._ends[B]
+    datagram = next(data for _, data in end.received if data.startswith(pair.open_tag))
+    ping = packet.read_json(packet.read_body(pair.open(datagram)[1]).control)
+    host.arrive(B, rogue.sealed(pair, {**GOT, "echo": ping["nonce"], "time": time}))
+    assert host.node.counters["bad_control"] == 1
+    net.run(1)
+
+
+def test_a_clear_v1_frame_is_read_no_further_than_announcements_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[int] = []
+    read = packet.read_frame
+
+    def recorded(frame: bytes, *limit: int) -> bytes:
+        limits.extend(limit or (packet.MAX_MESSAGE_SIZE,))
+        return read(frame, *limit)
+
+    monkeypatch.setattr(packet, "read_frame", recorded)
+    host = FakeNet().node(A)
+    host.arrive(X, msgpack.packb([packet.compress_frame(b"{" * 100_000, 1000), bytes(100)]))
+    assert limits == [packet.MAX_CONTROL_SIZE]
+    assert host.node.counters["message_over_limit"] == 1
+
+
+# ------------------------------------------------------------------------------------- one key, two sessions
+
+
+def test_a_session_key_is_of_one_session_only() -> None:
+    net, host, rogue = rogue_and_host()
+    first, second = rogue.local.current, SessionKey(1)
+    pair = rogue.shake_hands(B, first)
+    host.arrive(B, rogue.sealed(pair, GOT))
+    rogue.shake_hands(C, second)
+    hello = rogue.hello(second, to_sign=rogue.theirs)
+    host.arrive(B, rogue.sealed(pair, {"type": "rekey", **rogue.signed(hello)}))
+    assert host.node.counters["pair_of_another"] == 1
+    net.run(200)  # rotations drop all those pairs again
+
+
+# ---------------------------------------------------------------------------------------------- two families
+
+
+@pytest.mark.parametrize("first", ["IPv4", "IPv6"])
+def test_messages_fit_when_one_process_is_known_over_both_families(first: str) -> None:
+    net = FakeNet(seed=2)
+    bob = net.node(B, alias=B6)
+    names = (B, B6) if first == "IPv4" else (B6, B)
+    alice = net.node(A, *names, alias=A6)
+    net.run(3)
+    assert alice.peer(B) is alice.peer(B6)
+    message = bytes(packet.message_room(1393))
+    alice.send(B, message)
+    alice.send(B6, message)
+    net.run(1)
+    assert [received for _, received in bob.received] == [message, message]
+
+
+# ------------------------------------------------------------------------------------------ exchange of keys
+
+
+def test_no_datagram_of_a_first_contact_is_unknown() -> None:
+    net = FakeNet(seed=1)
+    alice, bob = net.node(A, B), net.node(B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(1)
+    assert not alice.node.counters["unknown_tag"] + bob.node.counters["unknown_tag"]
+
+
+@pytest.mark.parametrize("start", range(0, 256, 64))
+def test_unknown_tags_are_answered_whatever_their_first_byte(start: int) -> None:
+    for byte in range(start, start + 64):
+        net = FakeNet()
+        net.node(B)
+        outsider = net.outsider(X)
+        outsider.send(B, bytes([byte]) + bytes(1456))
+        net.run(1)
+        assert outsider.received, byte
+
+
+# -------------------------------------------------------------------------------------- datagrams of the past
+
+
+def test_recorded_hellos_neither_disturb_nor_take_a_session_back() -> None:
+    net = FakeNet(seed=3)
+    alice, bob = net.node(A, B, lifetime=5), net.node(B, lifetime=7)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    hellos = [sent.data for sent in net.sent if sent.src == A and sent.data[:1] == b"\x84"]
+    assert hellos
+
+    def talk() -> None:
+        alice.send(B, b"x")
+        bob.send(A, b"y")
+
+    def replay() -> None:
+        for hello in hellos:
+            net.inject(A, B, hello)
+
+    net.every(0.05, talk, 60)
+    net.every(0.5, replay, 60)
+    epochs = []
+    net.every(0.5, lambda: epochs.append(bob.peer(A).session.epoch), 60)
+    net.run_until(60)
+    assert alice.kinds_of_events(B) + bob.kinds_of_events(A) == ["ready", "ready"]
+    data = set(alice.data_sent)
+    assert not [reason for _, reason, _, datagram in bob.refused if datagram in data and reason != "replayed"]
+    assert bob.node.counters["stale_hello"] > 0
+    assert epochs == sorted(epochs)
+    assert both_ready(alice, bob)
+
+
+def test_what_a_killed_process_left_on_the_way_does_not_take_over() -> None:
+    net = FakeNet(seed=5)
+    bob, alice = net.node(B, A, lifetime=1000), net.node(A, B, lifetime=5)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    held: list[bytes] = []
+
+    def talk() -> None:
+        alice.send(B, b"x")
+        bob.send(A, b"y")
+
+    def hold_what_bob_has_not_opened(datagram: Datagram) -> Copies:
+        known = bob.node.tags.get(datagram.data[:8]) if datagram.src == A else None
+        if known is not None and not known[1].opened:
+            held.append(datagram.data)
+            return []
+        return net.route(datagram)
+
+    net.every(0.5, talk, 100)
+    net.run(22)
+    net.hook = hold_what_bob_has_not_opened
+    assert net.run_until(lambda: len(held) >= 2, 20)
+    alice.kill()
+    net.hook = net.route
+    alice.restart(B)
+    assert net.run_until(lambda: both_ready(alice, bob), 10)
+    net.run(1)
+    for datagram in held:
+        net.inject(A, B, datagram)
+    alice.received.clear()
+    net.run(24)
+    assert len(alice.received) >= 40
+
+
+def test_the_goodbye_of_the_process_before_ends_nothing() -> None:
+    net = FakeNet(seed=1)
+    host, peer = net.node(A, B), net.node(B, A)
+    assert net.run_until(lambda: both_ready(host, peer))
+    held: list[bytes] = []
+
+    def hold(datagram: Datagram) -> Copies:
+        held.append(datagram.data)
+        return []
+
+    net.hook = hold
+    peer.stop()
+    net.hook = net.route
+    peer.restart(A)
+    assert net.run_until(lambda: both_ready(host, peer))
+    net.inject(B, A, held[-1])
+    assert both_ready(host, peer)
+    assert not host.node.counters["goodbyes"]
+
+
+# --------------------------------------------------------------------------------------- what strangers cost
+
+
+def test_a_ping_to_a_new_address_is_no_longer_than_what_came_from_there() -> None:
+    net, host, rogue = rogue_and_host()
+    pair = rogue.shake_hands(B)
+    host.arrive(B, rogue.sealed(pair, GOT))
+    for size in range(50, 1400, 50):
+        victim = net.outsider(("10.0.1.1", size))
+        datagram = rogue.sealed(pair, GOT, size)
+        net.inject(victim.address, A, datagram)
+        net.run(0.6)
+        assert sum(len(data) for _, data in victim.received) <= len(datagram)
+        assert bool(victim.received) == (size >= 128)
+
+
+def test_junk_from_an_added_address_does_not_keep_its_owner_out() -> None:
+    net = FakeNet(seed=1)
+    host = net.node(A, B)
+    net.every(0.005, lambda: net.inject(B, A, b"\x84\xa1" + bytes(600)), 30)
+    net.run(2)
+    peer = net.node(B, A)
+    assert net.run_until(lambda: both_ready(host, peer), limit=20), dict(host.node.counters)
+
+
+def test_strangers_wait_for_a_rotation_when_too_many_have_come_and_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(vault_udp_announce, "MAX_RETIRED_PAIRS", 8)
+    net = FakeNet(seed=1)
+    host = net.node(A, D, lifetime=1e6)
+    rogue = Rogue(net, host)
+    pairs = []
+    for number in range(30):
+        pairs.append(rogue.shake_hands(B, SessionKey(number)))
+        host.arrive(B, rogue.sealed(pairs[-1], GOT))
+        assert len(host.node.retired) <= 8 + 4
+    assert host.node.counters["too_many_sessions"] > 0
+    added = net.node(D)
+    assert net.run_until(lambda: both_ready(host, added)), "who was added does not wait"
+    for pair in pairs:  # nothing that was accepted has been forgotten
+        before = len(host.received)
+        pair.counter = 0
+        body = packet.make_payload_body(packet.store_frame(b"again"), 1393)
+        host.arrive(B, pair.seal([body], EPOCH + net.now)[0])
+        assert len(host.received) == before
+    net.run(11)  # two early rotations, 5 s apart
+    stranger = net.node(C, A)
+    assert net.run_until(lambda: both_ready(host, stranger), limit=10)
+
+
+def test_sessions_that_come_and_go_leave_a_bounded_memory_behind() -> None:
+    net, alice, bob = two_in_session()
+    sizes = []
+    for _ in range(20):
+        alice.stop()
+        net.run(0.1)
+        alice.restart(B, same_identity=False)
+        assert net.run_until(lambda: both_ready(alice, bob))
+        net.run(1.1)
+        sizes.append(len(bob.node.retired))
+    net.run(130)
+    assert len(bob.node.retired) < max(sizes)
