@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sockets at their beginning and end, and while they change ports: what is on its way then is not lost."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from loopback import (
+    PATIENCE,
+    Collector,
+    Inbox,
+    address_of,
+    eventually,
+    pair,
+    plain_socket,
+)
+
+import vault_udp_socket
+from vault_udp_datagram import DatagramSocket
+from vault_udp_node import Node
+from vault_udp_socket import StoppedError, UDPSocketClass
+
+
+def test_stats_count_base_keys_and_sessions() -> None:
+    with pair() as (a, _):
+        assert a.get_stats()["encryption_stats"]["active_peer_keys"] == 1
+
+
+# ------------------------------------------------------------------------------------------------ beginnings
+
+
+def test_what_arrives_before_a_slot_is_connected_is_kept() -> None:
+    with UDPSocketClass(0) as a, UDPSocketClass(0) as b:
+        a.add_peer(address_of(b))
+        a.send_data("early")
+        eventually(lambda: b.get_stats()["counters"]["received"] == 1, "it arrives")
+        inbox = Inbox(b)
+        a.send_data("late")
+        assert inbox.wait_for_texts(2) == ["early", "late"]
+
+
+def test_what_is_kept_for_the_first_slot_is_bounded_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vault_udp_socket, "MAX_EARLY_MESSAGES", 3)
+    with UDPSocketClass(0) as a, UDPSocketClass(0) as b:
+        a.add_peer(address_of(b))
+        for number in range(5):
+            a.send_data(str(number))
+        eventually(lambda: b.get_stats()["counters"].get("nobody_connected") == 2, "the oldest are counted")
+        assert Inbox(b).wait_for_texts(3) == ["2", "3", "4"]
+
+
+# ------------------------------------------------------------------------------------------------------ ends
+
+
+@pytest.mark.parametrize("attempt", range(20))
+def test_what_waited_for_keys_leaves_although_stop_follows_at_once(attempt: int) -> None:
+    with UDPSocketClass(0) as b:
+        inbox = Inbox(b)
+        with UDPSocketClass(0) as a:
+            a.add_peer(address_of(b))
+            a.send_data("queued")
+            assert a.wait_ready(address_of(b), PATIENCE)
+        inbox.wait_for_text("queued")
+
+
+def test_stop_overwrites_session_keys() -> None:
+    sock = UDPSocketClass(0)
+    keys = sock._node.local.current
+    assert any(keys.private)
+    sock.stop()
+    assert not any(keys.private)
+
+
+def test_stop_that_gives_up_on_a_thread_breaks_nothing_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow receive thread goes on after `stop` has wiped its keys; pytest would see it raise."""
+    entered, go_on = threading.Event(), threading.Event()
+    with pair() as (a, _), plain_socket() as outsider:
+        real = Node.receive
+
+        def slow(self: Node, *args: Any) -> None:
+            if threading.current_thread() is a._receiver:
+                entered.set()
+                go_on.wait(PATIENCE)
+            real(self, *args)
+
+        monkeypatch.setattr(Node, "receive", slow)
+        outsider.sendto(b"\x01" * 1357, address_of(a))
+        assert entered.wait(PATIENCE)
+        stopper = threading.Thread(target=a.stop, args=(0.01,))
+        stopper.start()
+        go_on.set()
+        stopper.join(PATIENCE)
+        a._receiver.join(PATIENCE)
+        assert not a._receiver.is_alive()
+
+
+def test_stop_frees_those_who_wait_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    held, opened = threading.Event(), threading.Event()
+    with pair() as (a, b):
+        send, taken, raised = DatagramSocket.send, Collector[Any](), Collector[Any]()
+
+        def hold_the_send_thread(self: DatagramSocket, *args: Any) -> int:
+            if threading.current_thread() is a._sender:
+                held.set()
+                assert opened.wait(2 * PATIENCE)
+            return send(self, *args)
+
+        def send_for_ever() -> None:
+            try:
+                while True:
+                    a.send_data("more", address_of(b))
+                    taken(None)
+            except StoppedError as error:
+                raised(error)
+
+        monkeypatch.setattr(DatagramSocket, "send", hold_the_send_thread)
+        a.add_peer(("127.0.0.1", 9))
+        assert held.wait(PATIENCE)
+        senders = [threading.Thread(target=send_for_ever) for _ in range(2)]
+        for sender in senders:
+            sender.start()
+        try:
+            taken.wait_for(4000)
+            a.stop(timeout=0.05)
+            raised.wait_for(2)
+        finally:
+            opened.set()
+        for sender in senders:
+            sender.join(PATIENCE)
+
+
+# ----------------------------------------------------------------------------------------------------- ports
+
+
+def test_peers_follow_a_new_port_without_being_sent_data(free_port: int) -> None:
+    with pair() as (a, b):
+        inbox, old = Inbox(b), address_of(b)
+        b.update_recv_port(free_port)
+        a.send_data("follow", old)
+        inbox.wait_for_text("follow")
