@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processor time: of a quiet program, of many peers, of strangers, and of starting."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Callable, Iterator
+
+from vault_udp_packet import looks_clear
+from vault_udp_socket import UDPSocketClass
+
+from . import nodes
+from .ends import HOST, NO_LIMIT, PATIENCE, Address, expect, process, raw_socket
+from .nodes import Clock, End
+from .report import Row
+
+ROOT = Path(__file__).resolve().parent.parent
+PACE = 0.01
+"""Seconds between two messages at 100 a second."""
+PACED_SIZE = 100
+BIG = 1200
+IDLE_PEERS = 100
+WHOLE = "a whole announcement"
+BURST_OVER = 50e-6
+"""Seconds of silence after which a message is no part of a burst any more."""
+
+
+def measure(quick: bool) -> tuple[list[Row], dict[str, list[tuple[int, float]]]]:
+    """All rows of this module, and (peers, microseconds a datagram) for the plot."""
+    broadcast, by_peers = _broadcast_row(quick)
+    receive, receive_by_peers = _many_known_peers_row(quick)
+    rows = [
+        _paced_row(4 if quick else 20),
+        _idle_row(4 if quick else 66),
+        broadcast,
+        receive,
+        _start_row(5 if quick else 15),
+        _garbage_row(10_000 if quick else 100_000),
+    ]
+    return rows, {**by_peers, "receive": receive_by_peers}
+
+
+# ------------------------------------------------------------------- 100 messages a second in each direction
+
+
+def _paced_row(seconds: float) -> Row:
+    ours = _paced(paced_vault, seconds)
+    plain = _paced(paced_raw, seconds)
+    details = {"raw sockets, same loop %": plain, "seconds": seconds}
+    return Row("processor, 100 messages/s each way", ours, "% of core", 0.5, 0.2, details=details)
+
+
+def _paced(role: Callable[[Connection, float], None], seconds: float) -> float:
+    """Percent of a core, of the end that takes more."""
+    with process(role, seconds) as one, process(role, seconds) as other:
+        addresses = expect(one), expect(other)
+        one.send(addresses[1])
+        other.send(addresses[0])
+        results = [expect(one), expect(other)]
+        for received, _ in results:
+            if received < 0.9 * seconds / PACE:
+                raise RuntimeError(f"only {received} messages came in {seconds} s")
+        return max(100 * float(cpu) / seconds for _, cpu in results)
+
+
+def paced_vault(link: Connection, seconds: float) -> None:
+    """One end, through the public API."""
+    received = 0
+
+    def count(_: bytes, __: Address) -> None:
+        nonlocal received
+        received += 1
+
+    with UDPSocketClass(0) as sock:
+        sock.udp_recv_bytes.connect(count)
+        link.send((HOST, sock.recv_port))
+        address = link.recv()
+        sock.add_peer(address)
+        sock.wait_ready(address, PATIENCE)
+        cpu = _send_paced(sock.send_data, address, seconds)
+        link.send((received, cpu))
+        link.recv()
+
+
+def paced_raw(link: Connection, seconds: float) -> None:
+    """One end, with plain sockets."""
+    received = 0
+
+    def receive() -> None:
+        nonlocal received
+        while len(sock.recvfrom(65535)[0]) > 1:
+            received += 1
+
+    with raw_socket() as sock:
+        receiver = threading.Thread(target=receive)
+        receiver.start()
+        link.send(sock.getsockname())
+        cpu = _send_paced(sock.sendto, link.recv(), seconds)
+        link.send((received, cpu))
+        link.recv()
+        sock.sendto(b"E", sock.getsockname())
+        receiver.join()
+
+
+def _send_paced(send: Callable[[bytes, Address], object], address: Address, seconds: float) -> float:
+    message = os.urandom(PACED_SIZE)
+    began, cpu_began = time.perf_counter(), time.process_time()
+    for index in range(round(seconds / PACE)):
+        send(message, address)
+        time.sleep(max(0.0, began + (index + 1) * PACE - time.perf_counter()))
+    return time.process_time() - cpu_began
+
+
+# ------------------------------------------------------------------------------------------- idle with peers
+
+
+def _idle_row(seconds: float) -> Row:
+    """Over 66 s there is a rotation of each end, which is the larger part of the cost."""
+    with process(many_nodes, IDLE_PEERS) as link, UDPSocketClass(0) as sock:
+        for address in expect(link):
+            sock.add_peer(address)
+        _await_sessions(sock, IDLE_PEERS)
+        time.sleep(1)  # what confirms the sessions is not idleness
+        began = time.process_time()
+        time.sleep(seconds)
+        cpu = 100 * (time.process_time() - began) / seconds
+        if len(_sessions(sock)) != IDLE_PEERS:
+            raise RuntimeError("sessions were lost while idle")
+    details = {"seconds": seconds, "with rotations": seconds > 63}
+    return Row(f"processor, idle with {IDLE_PEERS} peers", cpu, "% of core", 0.1, details=details)
+
+
+def _sessions(sock: UDPSocketClass) -> list[Address]:
+    return [address for address, mode in sock.get_stats()["peer_modes"].items() if mode == "session"]
+
+
+def _await_sessions(sock: UDPSocketClass, count: int) -> None:
+    until = time.monotonic() + 3 * PATIENCE
+    while len(_sessions(sock)) < count:
+        if time.monotonic() > until:
+            raise TimeoutError(f"{len(_sessions(sock))} of {count} sessions")
+        time.sleep(0.05)
+
+
+class _SocketNode:
+    """A node behind a plain socket: a peer that needs no thread."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock.bind((HOST, 0))
+        self.sock.setblocking(False)
+        self.end = End(clock, self.sock.getsockname())
+
+    def readable(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                datagram, source = self.sock.recvfrom(65535)
+                self.end.receive((datagram,), source)
+
+    def send_outgoing(self) -> None:
+        for address, datagram in self.end.take_outgoing():
+            self.sock.sendto(datagram, address)
+
+
+def many_nodes(link: Connection, count: int) -> None:
+    """A process with so many peers, each at its own port; they answer whatever comes."""
+    clock = Clock()
+    offset = clock.now - time.monotonic()
+    peers = [_SocketNode(clock) for _ in range(count)]
+    by_descriptor = {peer.sock.fileno(): peer for peer in peers}
+    selector = selectors.DefaultSelector()
+    selector.register(link.fileno(), selectors.EVENT_READ)
+    for descriptor in by_descriptor:
+        selector.register(descriptor, selectors.EVENT_READ)
+    link.send([peer.sock.getsockname() for peer in peers])
+    while True:
+        deadline = min(peer.end.node.deadline() for peer in peers)
+        ready = selector.select(max(0.0, min(deadline - clock.now, 1.0)))
+        clock.now = time.monotonic() + offset
+        for key, _ in ready:
+            if key.fd == link.fileno():
+                selector.close()
+                for peer in peers:
+                    peer.sock.close()
+                return
+            by_descriptor[key.fd].readable()
+        for peer in peers:
+            peer.send_outgoing()
+
+
+# ------------------------------------------------------------------------------------------------ broadcasts
+
+
+def _broadcast_row(quick: bool) -> tuple[Row, dict[str, list[tuple[int, float]]]]:
+    """One broadcast at a time, so that each datagram is sealed and sent by itself, to an address of its own.
+
+    It is the time of the calling thread, in which such datagrams leave. Broadcasts one right after the other
+    go through the send thread; their cost is of the whole process, and shown beside it.
+    """
+    counts = (1, 10, 100) if quick else (1, 10, 100, 1000)
+    datagrams = 2_000 if quick else 10_000
+    single, burst = [], []
+    for count in counts:
+        one, many = _broadcast(count, datagrams)
+        single.append((count, one))
+        burst.append((count, many))
+    worst = max(cost for _, cost in single) / single[0][1]
+    details = {f"{count} peers us": cost for count, cost in single}
+    details.update({f"in a burst, {count} peers us": cost for count, cost in burst})
+    row = Row(
+        "broadcast, cost a datagram, worst of 1 to 1000 peers", worst, "x of 1", 1.3, 1.1, details=details
+    )
+    return row, {"broadcast": single, "broadcast in a burst": burst}
+
+
+def _broadcast(peers: int, datagrams: int) -> tuple[float, float]:
+    """Microseconds a datagram: one broadcast at a time, and in a burst."""
+    message = os.urandom(BIG)
+    with process(many_nodes, peers) as link, UDPSocketClass(0, NO_LIMIT) as sock:
+        for address in expect(link):
+            sock.add_peer(address)
+        _await_sessions(sock, peers)
+        rounds = max(1, datagrams // peers)
+        spent = 0
+        for index in range(rounds + 1):
+            _let_burst_pass()
+            began = time.thread_time_ns()
+            sock.send_data(message)
+            if index:  # the first one fills caches
+                spent += time.thread_time_ns() - began
+        sent_before = sock.get_stats()["counters"]["sent"]
+        cpu_began = time.process_time()
+        for _ in range(rounds):
+            sock.send_data(message)
+        _await_sent(sock, sent_before + rounds * peers)
+        cpu = time.process_time() - cpu_began
+    return spent / (rounds * peers) / 1000, cpu / (rounds * peers) * 1e6
+
+
+def _let_burst_pass() -> None:
+    until = time.perf_counter() + BURST_OVER
+    while time.perf_counter() < until:
+        pass
+
+
+def _await_sent(sock: UDPSocketClass, count: int) -> None:
+    until = time.monotonic() + PATIENCE
+    while sock.get_stats()["counters"]["sent"] < count:
+        if time.monotonic() > until:
+            raise TimeoutError(f"{sock.get_stats()['counters']} and not {count} sent")
+        time.sleep(0.01)
+
+
+# --------------------------------------------------------------------------------- many peers, and strangers
+
+
+def _many_known_peers_row(quick: bool) -> tuple[Row, list[tuple[int, float]]]:
+    """`Node.receive` called with one datagram at a time, the peers in turns."""
+    total = 2_000 if quick else 10_000
+    costs = []
+    for peers in sorted({1, 100, total}):
+        costs.append((peers, median(_receive_cost(peers, total) for _ in range(1 if quick else 3))))
+    details = {f"{peers} peers us": cost for peers, cost in costs}
+    worst = costs[-1][1] / costs[0][1]
+    return Row(f"receive, cost a datagram, {total} known peers", worst, "x of 1", 1.3, details=details), costs
+
+
+def _receive_cost(peers: int, datagrams: int) -> float:
+    """Microseconds a datagram."""
+    clock = Clock()
+    server = End(clock, ("10.255.0.1", 9))
+    message = os.urandom(BIG)
+    sealed: list[list[tuple[bytes, Address]]] = []
+    for index in range(peers):
+        client = End(clock, nodes.address_of(index))
+        nodes.connect(server, client)
+        clock.now = nodes.START
+        count = max(1, datagrams // peers)
+        sealed.append([(client.seal(server.address, (message,))[0], client.address) for _ in range(count)])
+    in_turns = [sealed[peer][index] for index in range(len(sealed[0])) for peer in range(peers)]
+    receive, before = server.receive, server.received
+    with _no_collector():
+        began = time.process_time()
+        for datagram, source in in_turns:
+            receive((datagram,), source)
+        cpu = time.process_time() - began
+    if server.received - before != len(in_turns):
+        raise RuntimeError(f"dropped: {dict(server.node.counters)}")
+    return cpu / len(in_turns) * 1e6
+
+
+@contextlib.contextmanager
+def _no_collector() -> Iterator[None]:
+    # A pass of the collector over all that this program keeps would be charged to whoever is measured.
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def _garbage_row(count: int) -> Row:
+    """The most expensive kind decides. Datagrams of one source come 32 in a call, as the kernel does it.
+
+    A whole announcement is no garbage, as some are answered; what that costs is shown only.
+    """
+    clear = _announcement()
+    kinds = {
+        "random, full size": os.urandom(1457),
+        "random, 200 bytes": os.urandom(200),
+        "too short": os.urandom(40),
+        "announcement cut short": clear[: len(clear) // 2],
+        "announcement, bytes changed": clear[:300] + os.urandom(100) + clear[400:],
+        WHOLE: clear,
+    }
+    costs = {kind: _garbage_cost(datagram, count, spread=False) for kind, datagram in kinds.items()}
+    for kind in ("random, full size", WHOLE):
+        costs[f"{kind}, 1000 sources"] = _garbage_cost(kinds[kind], count, spread=True)
+    details = {f"{kind} us": cost for kind, cost in costs.items()}
+    worst = max(cost for kind, cost in costs.items() if not kind.startswith(WHOLE))
+    return Row("a stranger's garbage dropped, worst kind", worst, "us", 1.0, 0.4, details=details)
+
+
+def _announcement() -> bytes:
+    """A clear announcement as it leaves a node."""
+    end = End(Clock(), ("10.9.9.8", 9))
+    end.node.add_peer(("10.9.9.7", 9), end.clock.now)
+    return end.take_outgoing()[0][1]
+
+
+def _garbage_cost(datagram: bytes, count: int, spread: bool) -> float:
+    """Microseconds of `Node.receive` a datagram, at 100,000 of them a second."""
+    clock = Clock()
+    server = End(clock, ("10.255.0.1", 9))
+    known = End(clock, ("10.0.0.1", 9))
+    nodes.connect(server, known)
+    sources = [nodes.address_of(index) for index in range(1000 if spread else 1)]
+    # Other tags each time, as a stranger would send them; an announcement begins as announcements do.
+    batch_size, keep = 1 if spread else 32, looks_clear(datagram)
+    batches = [
+        [datagram if keep else os.urandom(8) + datagram[8:] for _ in range(batch_size)]
+        for _ in range(count // batch_size)
+    ]
+    node = server.node
+    with _no_collector():
+        began = time.process_time()
+        for index, batch in enumerate(batches):
+            node.receive(batch, sources[index % len(sources)], clock.now)
+            node.outgoing.clear()
+            clock.now += 1e-5 * batch_size
+        cpu = time.process_time() - began
+    return cpu / (len(batches) * batch_size) * 1e6
+
+
+# -------------------------------------------------------------------------------------------------- starting
+
+
+def _start_row(runs: int) -> Row:
+    """Import, first socket, stop; beyond what the interpreter takes by itself."""
+    bare = "pass"
+    whole = "from vault_udp_socket import UDPSocketClass; UDPSocketClass(0).stop()"
+    imports = "import vault_udp_socket"
+    times: dict[str, list[float]] = {bare: [], whole: [], imports: []}
+    _run_seconds(whole)  # writes what is compiled
+    for _ in range(runs):
+        for code, found in times.items():
+            found.append(_run_seconds(code))
+    interpreter = median(times[bare])
+    details = {
+        "interpreter ms": interpreter * 1000,
+        "import alone ms": (median(times[imports]) - interpreter) * 1000,
+    }
+    beyond = (median(times[whole]) - interpreter) * 1000
+    return Row("import, first socket, stop", beyond, "ms", 150, 100, details=details)
+
+
+def _run_seconds(code: str) -> float:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    return time.perf_counter() - began
