@@ -12,29 +12,27 @@ strangers together.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Callable
 
 if TYPE_CHECKING or not __package__:
     import vault_udp_packet as packet
     import vault_udp_socket_helper as crypto
     from vault_udp_address import Address
-    from vault_udp_encryption import MIN_LIFETIME
     from vault_udp_keys import NO_KEY, Hello, proof_is_good, read_hello_untrusted
     from vault_udp_packet import Announcement, PacketError
     from vault_udp_peer import Peer
     from vault_udp_rate_limit import RateLimiter
-    from vault_udp_session import NEVER, announce_delay
+    from vault_udp_session import MAX_RETIRED_PAIRS, NEVER, announce_delay
     from vault_udp_state import NodeState
 else:
     from . import vault_udp_packet as packet
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address
-    from .vault_udp_encryption import MIN_LIFETIME
     from .vault_udp_keys import NO_KEY, Hello, proof_is_good, read_hello_untrusted
     from .vault_udp_packet import Announcement, PacketError
     from .vault_udp_peer import Peer
     from .vault_udp_rate_limit import RateLimiter
-    from .vault_udp_session import NEVER, announce_delay
+    from .vault_udp_session import MAX_RETIRED_PAIRS, NEVER, announce_delay
     from .vault_udp_state import NodeState
 
 
@@ -44,7 +42,6 @@ ANNOUNCEMENT_CYCLE = 120.0
 SUPPLIED_KEYS_AFTER = 1.0
 """Seconds without a hello after which keys that the application gave are used."""
 
-MAX_RETIRED_PAIRS = 8192
 STRANGERS_PER_SECOND = 1000
 STRANGERS_PER_IP_PER_SECOND = 500
 ADDED_PER_SECOND = 64
@@ -56,8 +53,9 @@ SESSION = 3
 class Introductions:
     """Decides about announcements, and makes ours."""
 
-    def __init__(self, state: NodeState) -> None:
+    def __init__(self, state: NodeState, on_merged: Callable[[Peer], None]) -> None:
         self._state = state
+        self._on_merged = on_merged
         self._strangers = RateLimiter(STRANGERS_PER_SECOND)
         self._strangers_of_ip = RateLimiter(STRANGERS_PER_IP_PER_SECOND)
         self._added = RateLimiter(ADDED_PER_SECOND)
@@ -124,11 +122,8 @@ class Introductions:
     def _check_room_for_pairs(self, peer: Peer) -> None:
         # Sessions that came and went leave their replay windows behind until two rotations have wiped our
         # keys of theirs. Forgetting one would let its datagrams in again: strangers wait, and we rotate soon.
-        state = self._state
-        if len(state.retired) >= MAX_RETIRED_PAIRS:
-            state.rotate_at = min(state.rotate_at, state.rotated_at + MIN_LIFETIME)
-            if not peer.added:
-                raise PacketError("too_many_sessions")
+        if len(self._state.retired) >= MAX_RETIRED_PAIRS and not peer.added:
+            raise PacketError("too_many_sessions")
 
     def _peer_for_hello(self, hello: Hello, source: Address, now: float) -> Peer | None:
         """The entry for a verified hello; None if it showed a known peer at another address."""
@@ -142,9 +137,9 @@ class Introductions:
             if peer is None or not peer.added:
                 other.session.validate(source, packet.SHORT_ANNOUNCEMENT_SIZE, now)
                 return None
+            self._state.base.remove(other.name)
             self._state.table.merge(peer, other)
-            if other.session.up:
-                self._state.became_ready(other)
+            self._on_merged(other)
             return None
         return peer or self._state.new_peer(source)
 
@@ -247,7 +242,7 @@ class Introductions:
     def announce(self, peer: Peer, now: float) -> None:
         session = peer.session
         fields = {"echo": session.peer_nonce, "holds": session.enc, "to_sign": peer.supplied or b""}
-        if now - peer.announced_since >= ANNOUNCEMENT_CYCLE:
+        if now >= peer.announced_since + ANNOUNCEMENT_CYCLE:
             peer.announced_since, peer.announcements = now, 0
         in_cycle = now - peer.announced_since
         if in_cycle < FULL_ANNOUNCEMENTS_FOR and self._state.legacy_peers and peer.supplied is None:

@@ -280,7 +280,7 @@ class Carrier:
         self._for_callbacks.extend(effects.events)
 
     def _call_back(self, deliveries: Sequence[tuple[Address, Sequence[bytes]]]) -> None:
-        while self._for_callbacks and not self._stopped:
+        while self._for_callbacks:
             self._tell(self._for_callbacks.popleft())
         self._deliver_all(deliveries)
 
@@ -341,3 +341,7 @@ class Carrier:
         # a thread that does not exist here, so nothing is asked of it.
         self._stopped = True
         self._datagrams.abandon()
+        self._abandon_files()
+
+    def _abandon_files(self) -> None:
+        """Let go of files in a forked child."""

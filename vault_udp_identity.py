@@ -10,6 +10,7 @@ Both are replaced as a whole (written beside, flushed, renamed): a crash leaves 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -47,6 +48,7 @@ else:
 Path = Union[str, "os.PathLike[str]"]
 
 FINGERPRINT_GROUPS = 8
+MAX_IDENTITY_FILE = 4096
 
 
 def fingerprint(key: str) -> str:
@@ -90,39 +92,57 @@ class IdentityFile:
                     f"identity file {self.path!r} is in use by another socket; give each its own file"
                 )
             if not os.path.lexists(self.path):
-                _write(self.path, _new_identity(), 0o600)
-            self.identity = self._read()
+                _write(self.path, _new_identity())
+            self._identity: Identity | None = self._read()
         except OSError as error:
             self.close()
             raise IdentityFileError(f"identity file {self.path!r}: {error.strerror}") from error
-        except IdentityFileError:
+        except BaseException:
             self.close()
             raise
 
+    def take_identity(self) -> Identity:
+        """The private keys, once: they are not kept here."""
+        identity, self._identity = self._identity, None
+        assert identity is not None
+        return identity
+
     def _read(self) -> Identity:
-        with open(self.path, encoding="utf-8") as file:
+        with open(self.path, "rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             if os.name == "posix" and mode & 0o077:
                 raise IdentityFileError(
                     f"identity file {self.path!r} has mode {mode:04o}: others may read or change it; make it "
                     "0600, and a new identity if it was ever readable to anybody else"
                 )
-            text = file.read()
-        try:
-            members = json.loads(text)
-            identity = Identity(members["enc_private"], members["sign_private"])
-            for key in identity:
-                check_identity(key)
-        except (ValueError, TypeError, KeyError):
-            # Without the cause: it would quote the file.
+            identity = _parse_identity(file.read(MAX_IDENTITY_FILE))
+        if identity is None:
             raise IdentityFileError(
                 f"identity file {self.path!r} is damaged; restore it, or remove it to begin as somebody new"
-            ) from None
+            )
         return identity
 
     def close(self) -> None:
         """Unlock; may be repeated."""
+        self._identity = None
         self._lock.release()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the lock, which stays the parent's."""
+        self._identity = None
+        self._lock.abandon()
+
+
+def _parse_identity(content: bytes) -> Identity | None:
+    # None instead of an error: the error's chain would quote the keys.
+    try:
+        members = json.loads(content.decode("utf-8"))
+        identity = Identity(members["enc_private"], members["sign_private"])
+        crypto.enc_public_of(crypto.b64_str_to_bytes(identity.enc_private))
+        crypto.sign_public_of(crypto.b64_str_to_bytes(identity.sign_private))
+    except (ValueError, TypeError, KeyError, RecursionError, crypto.CryptoError):
+        return None
+    return identity
 
 
 def _new_identity() -> str:
@@ -148,22 +168,32 @@ class KnownPeers:
         return self._keys.get(address)
 
     def remember(self, address: Address, key: str) -> None:
-        """Add a line, unless there is one for this address."""
+        """Add a line, unless it is there.
+
+        Raises:
+            KnownPeersFileError: another key is there by now, or the system refuses.
+        """
         with self._locked():
             self._keys = self._read()
-            if self._keys.setdefault(address, key) != key:
-                return
+            known = self._keys.setdefault(address, key)
+            if known != key:
+                raise KnownPeersFileError(
+                    f"known-peers file {self.path!r} has another key for {address} by now; remove one"
+                )
             text = self._text()
+            newline = "\r\n" if "\r\n" in text else "\n"
             if text and not text.endswith("\n"):
-                text += "\n"
-            try:
-                _write(self.path, f"{text}{address[0]} {address[1]} {key}\n", 0o644)
-            except OSError as error:
-                raise KnownPeersFileError(f"known-peers file {self.path!r}: {error.strerror}") from error
+                text += newline
+            line = f"{address[0]} {address[1]} {key}{newline}"
+            if line not in text:
+                try:
+                    _write(self.path, text + line)
+                except OSError as error:
+                    raise KnownPeersFileError(f"known-peers file {self.path!r}: {error.strerror}") from error
 
     def _text(self) -> str:
         try:
-            with open(self.path, encoding="utf-8") as file:
+            with open(self.path, encoding="utf-8", newline="") as file:
                 return file.read()
         except FileNotFoundError:
             return ""
@@ -172,7 +202,7 @@ class KnownPeers:
 
     def _read(self) -> dict[Address, str]:
         keys: dict[Address, str] = {}
-        for number, line in enumerate(self._text().splitlines(), 1):
+        for number, line in enumerate(self._text().lstrip("\ufeff").split("\n"), 1):
             words = line.partition("#")[0].split()
             if not words:
                 continue
@@ -194,7 +224,8 @@ class KnownPeers:
     def _locked(self) -> Iterator[None]:
         lock = _Lock(self.path + ".lock")
         try:
-            lock.acquire(blocking=True)
+            if not lock.acquire(blocking=True):
+                raise PermissionError(errno.EACCES, "its lock file cannot be locked")
         except OSError as error:
             raise KnownPeersFileError(f"known-peers file {self.path!r}: {error.strerror}") from error
         try:
@@ -233,19 +264,31 @@ class _Lock:
     def release(self) -> None:
         """Give the lock up; may be repeated. The file stays: removing it would race with who opens it."""
         if self._descriptor >= 0:
+            # Closing would not do if a forked child has a copy of the descriptor.
+            if sys.platform == "win32":
+                msvcrt.locking(self._descriptor, msvcrt.LK_UNLCK, 1)
+            else:
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close our descriptor; a copy that another process has keeps the lock."""
+        if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
 
-def _write(path: str, text: str, mode: int) -> None:
+def _write(path: str, text: str) -> None:
+    """Replace a file as a whole; it keeps its mode, and is its owner's alone if it is new."""
     folder = os.path.dirname(os.path.abspath(path))
     descriptor, temporary = tempfile.mkstemp(prefix=os.path.basename(path) + ".", dir=folder)
     try:
-        with open(descriptor, "w", encoding="utf-8", newline="\n") as file:
+        with open(descriptor, "w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, mode)
+        if os.path.exists(path):
+            os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode))
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

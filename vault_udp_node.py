@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from typing import TYPE_CHECKING, Sequence
+from typing import TYPE_CHECKING, Callable, Sequence
 
 if TYPE_CHECKING or not __package__:
     import vault_udp_encryption as encryption_module
@@ -52,6 +52,10 @@ REKEYS_PER_SECOND = 2000
 """After a rotation, so that many sessions do not hold up the messages of all."""
 
 
+def _nobody_known(address: Address) -> bytes | None:
+    return None
+
+
 class Node(NodeState):
     """The peer table and the decisions.
 
@@ -64,6 +68,7 @@ class Node(NodeState):
         persistent: our identity outlives the process, as hellos tell.
         keepalive: seconds after which an idle session sends something, None for never.
         remember_peers: pin persistent identities met at added names for good, and tell so (event ``met``).
+        known_key: the identity that was met at an address before; no other is accepted there.
         now, wall: seconds, monotonic, and Unix time.
         rng: for jitter.
     """
@@ -80,6 +85,7 @@ class Node(NodeState):
         legacy_peers: bool = True,
         persistent: bool = False,
         remember_peers: bool = False,
+        known_key: Callable[[Address], bytes | None] = _nobody_known,
         keepalive: float | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -91,13 +97,14 @@ class Node(NodeState):
             wall=wall,
             legacy_peers=legacy_peers,
             persistent=persistent,
+            known_key=known_key,
             rng=rng or random.Random(),
         )
         self.closed = False
         self._remember_peers = remember_peers
         if keepalive is not None:
             self.local.keepalive = keepalive
-        self._introductions = Introductions(self)
+        self._introductions = Introductions(self, self._merged)
         self._rate_limiter = RateLimiter(rate_limit) if rate_limit is not None else None
         self.lifetime_changed(now)
 
@@ -110,6 +117,7 @@ class Node(NodeState):
                 self.release_pin(peer, "another key was supplied", now)
             peer.supplied = supplied
             self.base.remove(address)
+        self._remember(peer)
         if not self.is_ready(peer, now) and peer.announce_at == NEVER:
             self.start_announcing(peer, now)
         return peer
@@ -129,6 +137,7 @@ class Node(NodeState):
             return False
         if len(peer.names) > 1:
             self.table.remove_name(peer, address)
+            self.base.remove(address)
         else:
             peer.session.say_goodbye(now)
             self.table.forget(peer)
@@ -235,16 +244,26 @@ class Node(NodeState):
         if not peer.added:
             self.table.heard(peer)
 
+    def _merged(self, peer: Peer) -> None:
+        """An added entry has turned out to be this peer, which was known already."""
+        self._remember(peer)
+        if peer.session.up:
+            self.became_ready(peer)
+
+    def _remember(self, peer: Peer) -> None:
+        if self._remember_peers and peer.added and peer.session.up and peer.session.persistent:
+            peer.supplied = peer.identity
+            key = crypto.bytes_to_b64_str(peer.identity)
+            met = [Event("met", name, key) for name in peer.names if self.known_key(name) is None]
+            self.events += met
+
     def _came_up(self, peer: Peer, now: float) -> None:
         peer.announce_at = NEVER
         peer.probe_until = NEVER
         peer.rejected.clear()
         self.base.remove(peer.name)
         self.table.heard(peer, confirmed=True)
-        if self._remember_peers and peer.session.persistent and peer.added and peer.supplied is None:
-            peer.supplied = peer.identity
-            key = crypto.bytes_to_b64_str(peer.identity)
-            self.events += [Event("met", name, key) for name in peer.names]
+        self._remember(peer)
         self.became_ready(peer)
 
     def _receive_goodbye(self, peer: Peer, now: float) -> None:

@@ -50,6 +50,8 @@ else:
 MAX_PAIRS = 4
 MAX_UNOPENED_PAIRS = 2
 MAX_SUPERSEDED = 8
+MAX_RETIRED_PAIRS = 8192
+MIN_REKEY_INTERVAL = 1.0
 CONFIRM_TRIES = 12
 SILENCE_BEFORE_PING = 3.0
 PINGS_BEFORE_LOST = 3
@@ -74,7 +76,9 @@ def announce_delay(attempt: int, rng: random.Random) -> float:
     The first of them follows `attempt` 0. Jitter of a tenth keeps many peers from speaking at once.
     """
     quick = 12
-    delay = min(0.1 * 2**attempt, 0.5) if attempt < quick else min(0.5 * 1.5 ** (attempt - quick + 1), 15.0)
+    delay = (
+        min(0.1 * 2**attempt, 0.5) if attempt < quick else min(0.5 * 1.5 ** min(attempt - quick + 1, 9), 15.0)
+    )
     return delay * (0.9 + 0.2 * rng.random())
 
 
@@ -140,6 +144,7 @@ class Session:
         self._rekey_at = NEVER
         self._rekeys = 0
         self._may_validate_at = -NEVER
+        self._may_take_key_at = -NEVER
         self._may_ping_at = -NEVER
 
     # ------------------------------------------------------------------------------------- what users see
@@ -249,10 +254,15 @@ class Session:
             self.enc, self.peer_nonce = b"", b""
 
     def _rekey(self, now: float) -> None:
-        self._pair_with(self.local.current, self.enc, self.local.current.epoch + self.epoch)
+        assert self.send is not None
+        try:
+            self._pair_with(self.local.current, self.enc, self.local.current.epoch + self.epoch)
+        except PacketError:
+            # Another session has this pair: its peer is in both. This one ends with the key that it has.
+            self._rekey_at = NEVER
+            return
         members: dict[str, object] = {"type": "rekey"}
         members.update(self.local.hello_members(self.endpoint, now, to_sign=self.sign, holds=self.enc))
-        assert self.send is not None
         self._control(self.send, members, now)
         self._rekey_at = now + retry_delay(self._rekeys)
         self._rekeys += 1
@@ -379,6 +389,13 @@ class Session:
         if hello.enc != self.enc:
             if hello.epoch <= self.epoch:
                 return
+            # Each key of the peer's leaves a replay window behind until two rotations of ours: none comes
+            # faster than any peer rotates, nor when there are too many of them.
+            if now < self._may_take_key_at:
+                return
+            if len(self._retired) >= MAX_RETIRED_PAIRS:
+                raise PacketError("too_many_sessions")
+            self._may_take_key_at = now + MIN_REKEY_INTERVAL
             order = self.local.current.epoch + hello.epoch
             pair = self._pair_with(self.local.current, hello.enc, order)
             self._take_key(hello)
@@ -463,8 +480,11 @@ class Session:
         confirm_at = min((pair.confirm_at for pair in self.pairs), default=NEVER)
         ping_at = NEVER
         if self.send is not None and not self.lost:
-            ping_at = self._unanswered_since + SILENCE_BEFORE_PING + PING_INTERVAL * self._pings_unanswered
+            ping_at = self._unanswered_since + self._silence()
         return min(confirm_at, ping_at, self._acknowledge_at, self._rekey_at, self._keepalive_at)
+
+    def _silence(self) -> float:
+        return SILENCE_BEFORE_PING + PING_INTERVAL * self._pings_unanswered
 
     @property
     def _keepalive_at(self) -> float:
@@ -489,8 +509,7 @@ class Session:
             self._acknowledge_at = NEVER
             if self.send is not None:
                 self._confirm(self.send, True, now)
-        silence = SILENCE_BEFORE_PING + PING_INTERVAL * self._pings_unanswered
-        if self.send is not None and not self.lost and self._unanswered_since + silence <= now:
+        if self.send is not None and not self.lost and self._unanswered_since + self._silence() <= now:
             if self._pings_unanswered >= PINGS_BEFORE_LOST:
                 self.lost = True
                 return

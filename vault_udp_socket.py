@@ -209,28 +209,36 @@ class UDPSocketClass(Carrier):
             raise InvalidArgumentError(str(error)) from error
         self._known_peers = KnownPeers(known_peers_file) if known_peers_file is not None else None
         self._identity_file = IdentityFile(identity_file) if identity_file is not None else None
-        keys = self._identity_file.identity if self._identity_file is not None else (None, None)
+        keys = self._identity_file.take_identity() if self._identity_file is not None else (None, None)
+        datagrams = None
         try:
             datagrams = _bind(recv_port, bind_address)
-        except BindError:
+            encryption = VaultAsymmetricEncryption(lifetime, *keys)
+            node = Node(
+                encryption,
+                port=datagrams.port,
+                body_size=self.mtu,
+                rate_limit=rate_limit,
+                legacy_peers=legacy_peers,
+                persistent=identity_file is not None,
+                remember_peers=known_peers_file is not None,
+                known_key=self._known_key,
+                keepalive=keepalive,
+                now=time.monotonic(),
+                wall=time.time(),
+            )
+            super().__init__(encryption, datagrams, node)
+            self._warned_not_text_at = float("-inf")
+            self._start()
+        except BaseException:
+            if datagrams is not None:
+                datagrams.close()
             self._release_identity()
             raise
-        encryption = VaultAsymmetricEncryption(lifetime, *keys)
-        node = Node(
-            encryption,
-            port=datagrams.port,
-            body_size=self.mtu,
-            rate_limit=rate_limit,
-            legacy_peers=legacy_peers,
-            persistent=identity_file is not None,
-            remember_peers=known_peers_file is not None,
-            keepalive=keepalive,
-            now=time.monotonic(),
-            wall=time.time(),
-        )
-        super().__init__(encryption, datagrams, node)
-        self._warned_not_text_at = float("-inf")
-        self._start()
+
+    def _known_key(self, address: Address) -> bytes | None:
+        key = self._known_peers.key_of(address) if self._known_peers is not None else None
+        return check_identity(key) if key is not None else None
 
     # -------------------------------------------------------------------------------------------- peers
 
@@ -252,14 +260,14 @@ class UDPSocketClass(Carrier):
         supplied = check_identity(addr[2]) if len(addr) == 3 else None
         if addr[2:] == (self.own_public_key,):
             raise InvalidArgumentError("the key given for the peer is our own")
-        known = self._known_peers.key_of(address) if self._known_peers is not None else None
+        known = self._known_key(address)
         if known is not None:
-            if supplied not in (None, check_identity(known)):
+            if supplied not in (None, known):
                 raise InvalidArgumentError(
                     f"the key given for {address} is not the one in the known-peers file; "
                     "if the peer has changed its identity, remove the line there"
                 )
-            supplied = check_identity(known)
+            supplied = None  # it is there already, as for everybody who comes from that address
         with self._lock:
             self._check_running()
             self._node.add_peer(address, time.monotonic(), supplied)
@@ -580,6 +588,10 @@ class UDPSocketClass(Carrier):
             signal.block(True)  # what has been received, but not yet passed on, stays so
         self._stop_threads(timeout)
         self._release_identity()
+
+    def _abandon_files(self) -> None:
+        if self._identity_file is not None:
+            self._identity_file.abandon()
 
     def _release_identity(self) -> None:
         if self._identity_file is not None:
