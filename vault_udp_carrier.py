@@ -338,8 +338,10 @@ class Carrier:
 
     def _abandon(self) -> None:
         # In a forked child: two processes must never seal under the same counters. The lock may be held by
-        # a thread that does not exist here, so nothing is asked of it.
+        # a thread that does not exist here, so it is replaced.
         self._stopped = True
+        self._lock = self._encryption.lock = threading.RLock()
+        self._work = self._room = self._ready = threading.Condition(self._lock)
         self._datagrams.abandon()
         self._abandon_files()
 

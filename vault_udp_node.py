@@ -251,11 +251,15 @@ class Node(NodeState):
             self.became_ready(peer)
 
     def _remember(self, peer: Peer) -> None:
-        if self._remember_peers and peer.added and peer.session.up and peer.session.persistent:
-            peer.supplied = peer.identity
-            key = crypto.bytes_to_b64_str(peer.identity)
-            met = [Event("met", name, key) for name in peer.names if self.known_key(name) is None]
-            self.events += met
+        if not (self._remember_peers and peer.added and peer.session.up and peer.session.persistent):
+            return
+        if peer.supplied is not None and not peer.remembered:
+            return  # by the user, or met before
+        peer.supplied = peer.identity
+        key = crypto.bytes_to_b64_str(peer.identity)
+        names = [name for name in peer.names if name not in peer.remembered]
+        self.events += [Event("met", name, key) for name in names]
+        peer.remembered.update(names)
 
     def _came_up(self, peer: Peer, now: float) -> None:
         peer.announce_at = NEVER

@@ -49,6 +49,7 @@ class Peer:
         "queue",
         "received",
         "rejected",
+        "remembered",
         "room",
         "scheduled",
         "sent",
@@ -63,6 +64,8 @@ class Peer:
         self.added = False
         self.supplied: bytes | None = None
         """The identity that the user gave with the address."""
+        self.remembered: set[Address] = set()
+        """Names under which the identity was told to be remembered."""
         self.identity = b""
         """The identity that this address is pinned to, empty if none."""
         self.queue: deque[tuple[float, bytes]] = deque()

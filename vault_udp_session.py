@@ -58,6 +58,7 @@ PINGS_BEFORE_LOST = 3
 PING_INTERVAL = 1.0
 ACKNOWLEDGE_AFTER = 2.0
 MAX_PINGS_KEPT = 8
+MOVE_PINGS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
 MIN_PING_BODY = 128
 """Bytes of a body that has room for a ping."""
 PING_VALID = 20.0
@@ -143,6 +144,8 @@ class Session:
         self._sent_at = NEVER
         self._rekey_at = NEVER
         self._rekeys = 0
+        self._move_pings: list[float] = []
+        """When to ping because we have moved, the next one last."""
         self._may_validate_at = -NEVER
         self._may_take_key_at = -NEVER
         self._may_ping_at = -NEVER
@@ -417,9 +420,9 @@ class Session:
         return pair.seal(bodies, self.local.session_time(now))
 
     def moved(self, now: float) -> None:
-        """We send from another address now: ping until the peer has answered there, or is lost."""
+        """We send from another address now: ping until the peer must have noticed, whatever else opens."""
         if self.send is not None:
-            self._unanswered_since, self._pings_unanswered = now - SILENCE_BEFORE_PING, 0
+            self._move_pings = [now + delay for delay in reversed(MOVE_PINGS)]
 
     def note_data(self, now: float) -> None:
         """User data has arrived: if nothing goes back within 2 s, say so."""
@@ -481,7 +484,8 @@ class Session:
         ping_at = NEVER
         if self.send is not None and not self.lost:
             ping_at = self._unanswered_since + self._silence()
-        return min(confirm_at, ping_at, self._acknowledge_at, self._rekey_at, self._keepalive_at)
+        move_at = self._move_pings[-1] if self._move_pings else NEVER
+        return min(confirm_at, ping_at, move_at, self._acknowledge_at, self._rekey_at, self._keepalive_at)
 
     def _silence(self) -> float:
         return SILENCE_BEFORE_PING + PING_INTERVAL * self._pings_unanswered
@@ -505,6 +509,9 @@ class Session:
                 self._rekey_at = NEVER
             else:
                 self._rekey(now)
+        if self._move_pings and self._move_pings[-1] <= now:
+            self._move_pings.pop()
+            self.ping(now)
         if self._acknowledge_at <= now or self._keepalive_at <= now:
             self._acknowledge_at = NEVER
             if self.send is not None:

@@ -142,7 +142,7 @@ def test_killed_at_any_moment_of_first_use_there_is_no_file_or_a_whole_one(tmp_p
         assert text is None or set(json.loads(text)) == {"enc_private", "sign_private"}
 
 
-@pytest.mark.parametrize("call", ["fsync", "chmod", "replace"])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_what_the_system_refuses_leaves_no_file_and_no_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:

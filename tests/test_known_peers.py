@@ -167,7 +167,7 @@ def test_one_line_each_is_written_for_those_that_last(known: Path, tmp_path: Pat
         "known peers.lock",
     ]
     if os.name == "posix":
-        assert known.stat().st_mode & 0o777 == 0o644
+        assert known.stat().st_mode & 0o777 == 0o600
 
 
 def test_after_a_restart_a_changed_key_is_refused_and_told_once(
@@ -242,7 +242,8 @@ def test_a_removed_line_does_not_come_back(known: Path) -> None:
 def test_a_line_that_a_person_changed_meanwhile_stays(known: Path) -> None:
     peers = KnownPeers(known)
     known.write_text(LINE)
-    peers.remember(B, OTHER_KEY)
+    with pytest.raises(KnownPeersFileError, match="another key"):
+        peers.remember(B, OTHER_KEY)
     assert known.read_text() == LINE
     assert peers.key_of(B) == KEY
 

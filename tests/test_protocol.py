@@ -215,7 +215,7 @@ def test_the_one_who_adds_restarts_and_a_server_takes_it_back() -> None:
             net.run(1)
             alice.restart(B, same_identity=same_identity)
             alice.send(B, b"back")
-            assert net.run_until(lambda: (A, b"back") in bob.received, limit=3)  # noqa: B023
+            assert net.run_until(lambda: (A, b"back") in bob.received, limit=5)  # noqa: B023
 
 
 def test_a_silent_peer_is_lost_after_three_pings_and_found_again() -> None:
