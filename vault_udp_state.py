@@ -45,7 +45,8 @@ logger = logging.getLogger(__name__)
 
 MAX_IDENTITIES = 32768
 MAX_QUEUED = 256
-PROBE_PINGS = tuple(0.2 * number for number in range(16))
+PROBE_PINGS = 16
+PROBE_INTERVAL = 0.2
 PROBE_TIME = 3.2
 """Seconds. With 30 % loss each way, a live peer answers none of 16 pings once in 50,000 times."""
 LOG_INTERVAL = 60.0
@@ -299,6 +300,6 @@ class NodeState:
 
     @staticmethod
     def next_probe_ping(peer: Peer) -> float:
-        if peer.probe_pings >= len(PROBE_PINGS):
+        if peer.probe_pings >= PROBE_PINGS:
             return NEVER
-        return peer.probe_started + PROBE_PINGS[peer.probe_pings]
+        return peer.probe_started + peer.probe_pings * PROBE_INTERVAL
