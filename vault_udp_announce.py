@@ -62,12 +62,18 @@ class Introductions:
         self._unknown_tags = RateLimiter(1)
 
     def affordable(self, source: Address, now: float) -> bool:
+        """Charge one unauthenticated datagram to the budgets of its source; False if they are spent."""
         peer = self._state.table.by_name.get(source)
         if peer is not None and peer.added:
             return bool(self._added.allow(source, 1, now))
         return bool(self._strangers_of_ip.allow(source[0], 1, now) and self._strangers.allow(None, 1, now))
 
     def answer_unknown_tag(self, datagram: bytes, source: Address, now: float) -> None:
+        """Say hello to whom may hold keys of a session that we have lost; the datagram is dropped.
+
+        Raises:
+            PacketError: ``unknown_tag``, always.
+        """
         # Sealed for keys that we do not have: a peer of our past. One hello sets it right, if it listens.
         peer = self._state.table.by_name.get(source)
         has_session = peer is not None and peer.session.up
@@ -80,6 +86,11 @@ class Introductions:
         raise PacketError("unknown_tag")
 
     def receive_clear(self, datagram: bytes, source: Address, now: float) -> None:
+        """Act on what is no sealed datagram: an announcement, or nothing that we accept.
+
+        Raises:
+            PacketError: with the reason for which it is dropped.
+        """
         body = packet.read_body(datagram)
         if body.version == 1:
             text = packet.read_v1_text(packet.read_frame(body.payload, packet.MAX_CONTROL_SIZE))
@@ -232,6 +243,11 @@ class Introductions:
         self._state.start_announcing(peer, now)
 
     def receive_sealed_announcement(self, peer: Peer, announcement: Announcement, now: float) -> None:
+        """A base peer that holds our key has announced again, perhaps another key of its own.
+
+        Raises:
+            PacketError: ``bad_announcement``, ``bad_signature``, ``identity_refused``, ``key_of_another``.
+        """
         enc, sign = self._state.encryption.verify_announcement(announcement)
         if sign != peer.identity:
             raise PacketError("identity_refused")
@@ -240,6 +256,7 @@ class Introductions:
             self._state.encryption.store_peer_keys(peer.name, enc, sign, now, supplied=keys.supplied)
 
     def announce(self, peer: Peer, now: float) -> None:
+        """Announce us to a peer without keys, and set the time for the next time."""
         session = peer.session
         fields = {"echo": session.peer_nonce, "holds": session.enc, "to_sign": peer.supplied or b""}
         if now >= peer.announced_since + ANNOUNCEMENT_CYCLE:

@@ -141,6 +141,7 @@ class NodeState:
         }
 
     def new_peer(self, address: Address) -> Peer:
+        """An entry for an address that has none, as a pending stranger."""
         session = Session(self.local, self.tags, self.retired, self.outgoing, address, self.body_size)
         peer = session.owner = Peer(address, session)
         peer.supplied = self.known_key(address)
@@ -156,12 +157,14 @@ class NodeState:
         return peer or self.new_peer(address)
 
     def forgotten(self, peer: Peer) -> None:
+        """A peer leaves the table: its pairs, its base link and what waits for it go with it."""
         peer.session.close()
         for name in peer.names:
             self.base.remove(name)
         self.drop_waiting(peer, "peer_removed")
 
     def count_drop(self, reason: str, source: Address, now: float) -> None:
+        """Count a datagram that is dropped; log the first of each minute and reason."""
         self.counters[reason] += 1
         if reason == "too_many_sessions":
             # Two rotations wipe the keys, and with them what had to be remembered of sessions long gone.
@@ -171,12 +174,14 @@ class NodeState:
             logger.info("dropping datagrams (%s), the first of this minute from %s", reason, source)
 
     def count_loss(self, reason: str, count: int, peer: Peer, now: float) -> None:
+        """Count messages of ours that are dropped; log the first of each minute and reason."""
         self.counters[reason] += count
         if now - self.logged_at.get(reason, -NEVER) >= LOG_INTERVAL:
             self.logged_at[reason] = now
             logger.warning("%s: messages dropped (%s)", peer.name, reason)
 
     def became_ready(self, peer: Peer) -> None:
+        """Tell that data for this peer leaves at once, and let go what waits for it."""
         self.events.append(Event("ready", peer.name))
         if peer.queue:
             self.flushable.append(peer)
@@ -215,6 +220,7 @@ class NodeState:
             logger.warning("%s: %d waiting messages dropped (%s)", peer.name, count, reason)
 
     def note_version(self, sign: bytes, version: int) -> None:
+        """Remember the best that an identity has shown: nothing below it is accepted from it."""
         best = max(version, self.best_version.pop(sign, 0))
         self.best_version[sign] = best
         if len(self.best_version) > MAX_IDENTITIES:
@@ -249,6 +255,11 @@ class NodeState:
         self.release_pin(peer, "another identity took its place", now)
 
     def reject(self, peer: Peer, sign: bytes) -> None:
+        """Refuse an identity, and tell so once per episode.
+
+        Raises:
+            PacketError: ``identity_refused``, always.
+        """
         if sign not in peer.rejected:
             peer.rejected.append(sign)
             self.events.append(Event("rejected", peer.name, crypto.bytes_to_b64_str(sign)))
@@ -278,6 +289,7 @@ class NodeState:
         self.schedule(peer)
 
     def schedule(self, peer: Peer) -> None:
+        """See to the peer's timers when the first of them is due."""
         if peer.names:
             self.look_at(peer, self.deadline_of(peer))
 
@@ -288,6 +300,7 @@ class NodeState:
             heapq.heappush(self.timers, (deadline, next(self.sequence), peer))
 
     def deadline_of(self, peer: Peer) -> float:
+        """When the first of the peer's timers is due."""
         deadline = min(peer.session.deadline(), peer.announce_at)
         if peer.queue:
             deadline = min(deadline, peer.queue[0][0] + encryption_module.MAX_MESSAGE_AGE_SECONDS)
@@ -300,6 +313,7 @@ class NodeState:
 
     @staticmethod
     def next_probe_ping(peer: Peer) -> float:
+        """When the next ping of a running probe is due."""
         if peer.probe_pings >= PROBE_PINGS:
             return NEVER
         return peer.probe_started + peer.probe_pings * PROBE_INTERVAL

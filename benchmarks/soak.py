@@ -14,6 +14,7 @@ memory are not what so many sockets need.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import random
 import struct
@@ -256,6 +257,7 @@ class Soak:
             threads, descriptors = threading.active_count(), _descriptors(self._process)
         named = {name: count for name, count in counters.items() if count and _is_loss(name)}
         sockets = len(self._stations) + 1
+        gc.collect()  # a stopped socket is a cycle: what awaits the collector is no growth
         self._samples.append(self._process.memory_info().rss)
         print(
             f"{seconds:8.0f} {self._samples[-1] / 2**20:8.1f} {threads:8} {descriptors:12} {ledger.sent:10}"
