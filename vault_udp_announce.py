@@ -60,13 +60,25 @@ class Introductions:
         self._strangers_of_ip = RateLimiter(STRANGERS_PER_IP_PER_SECOND)
         self._added = RateLimiter(ADDED_PER_SECOND)
         self._unknown_tags = RateLimiter(1)
+        self._spent_until = -NEVER
+        self._spent_ip, self._ip_spent_until = "", -NEVER
 
     def affordable(self, source: Address, now: float) -> bool:
         """Charge one unauthenticated datagram to the budgets of its source; False if they are spent."""
         peer = self._state.table.by_name.get(source)
         if peer is not None and peer.added:
             return bool(self._added.allow(source, 1, now))
-        return bool(self._strangers_of_ip.allow(source[0], 1, now) and self._strangers.allow(None, 1, now))
+        if not self._strangers_of_ip.allow(source[0], 1, now):
+            self._spent_ip, self._ip_spent_until = source[0], now + 1 / STRANGERS_PER_IP_PER_SECOND
+            return False
+        if not self._strangers.allow(None, 1, now):
+            self._spent_until = now + 1 / STRANGERS_PER_SECOND
+            return False
+        return True
+
+    def is_hopeless(self, source: Address, now: float) -> bool:
+        """Whether `affordable` is known to say no to a stranger at `source`: the cheap answer in a flood."""
+        return now < self._spent_until or (now < self._ip_spent_until and source[0] == self._spent_ip)
 
     def answer_unknown_tag(self, datagram: bytes, source: Address, now: float) -> None:
         """Say hello to whom may hold keys of a session that we have lost; the datagram is dropped.

@@ -331,6 +331,8 @@ class Carrier:
             self._node.close(time.monotonic())  # if the send thread still hangs in a system call
             self._encryption.stop()
         _open_sockets.discard(self)
+        # Break the cycles through us, so that a stopped socket is freed at once and not by the collector.
+        self._encryption.on_identity_changed = self._encryption.on_peer_keys_supplied = None
 
     def _check_running(self) -> None:
         if self._stopped:

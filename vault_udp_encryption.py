@@ -418,7 +418,7 @@ class VaultAsymmetricEncryption:
             if len(self._nonces) >= MAX_NONCE_CACHES:
                 raise PacketError("too_many_sessions")
             # Our own keys outlive our memory of nonces when the application sets them again after a restart.
-            floor = self._started_at if self._own_keys_supplied else float("-inf")
+            floor = self._started_at if self._own_keys_supplied else 0.0
             cache = self._nonces[keys.shared] = NonceCache(floor)
         if not cache.is_fresh(nonce, timestamp):
             raise PacketError("replayed")

@@ -140,7 +140,8 @@ class LocalKeys:
         self.rotate()
 
     def wipe(self) -> None:
-        """Overwrite the session keys and forget the identity: nothing can be made with these any more."""
+        """Overwrite the session keys, forget the rest: nothing can be made with these any more."""
+        del self.workspace
         self.current.wipe()
         if self.previous is not None:
             self.previous.wipe()

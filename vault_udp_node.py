@@ -154,10 +154,13 @@ class Node(NodeState):
             tag = datagrams[start][:TAG_SIZE]
             known = self.tags.get(tag)
             if known is None:
-                try:
-                    self._receive_untagged(datagrams[start], source, now)
-                except PacketError as error:
-                    self.count_drop(error.reason, source, now)
+                if self._introductions.is_hopeless(source, now) and self._is_unknown(source):
+                    self.counters["stranger_budget"] += 1
+                else:
+                    try:
+                        self._receive_untagged(datagrams[start], source, now)
+                    except PacketError as error:
+                        self.count_drop(error.reason, source, now)
                 start += 1
                 continue
             end = start + 1
@@ -165,6 +168,9 @@ class Node(NodeState):
                 end += 1
             self._receive_sealed(known[0], known[1], datagrams[start:end], source, now)
             start = end
+
+    def _is_unknown(self, source: Address) -> bool:
+        return source not in self.table.by_name and not self.base.may_be_from(source)
 
     def _receive_sealed(
         self, session: Session, pair: Pair, datagrams: Sequence[bytes], source: Address, now: float
@@ -259,7 +265,7 @@ class Node(NodeState):
         key = crypto.bytes_to_b64_str(peer.identity)
         names = [name for name in peer.names if name not in peer.remembered]
         self.events += [Event("met", name, key) for name in names]
-        peer.remembered.update(names)
+        peer.remembered += names
 
     def _came_up(self, peer: Peer, now: float) -> None:
         peer.announce_at = NEVER
@@ -443,7 +449,7 @@ class Node(NodeState):
             self._introductions.announce(peer, now)
         expired = 0
         while peer.queue and peer.queue[0][0] + encryption_module.MAX_MESSAGE_AGE_SECONDS <= now:
-            peer.queue.popleft()
+            peer.queue.pop(0)
             expired += 1
         if expired:
             self.count_loss("expired_in_queue", expired, peer, now)

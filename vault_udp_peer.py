@@ -8,7 +8,7 @@ first.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Callable
 
 if TYPE_CHECKING or not __package__:
@@ -64,11 +64,11 @@ class Peer:
         self.added = False
         self.supplied: bytes | None = None
         """The identity that the user gave with the address."""
-        self.remembered: set[Address] = set()
+        self.remembered: list[Address] = []
         """Names under which the identity was told to be remembered."""
         self.identity = b""
         """The identity that this address is pinned to, empty if none."""
-        self.queue: deque[tuple[float, bytes]] = deque()
+        self.queue: list[tuple[float, bytes]] = []
         """(when it was queued, message): what waits for keys."""
         self.room = packet.message_room(session.body_size)
         """Bytes of a message that fits uncompressed."""
@@ -86,7 +86,7 @@ class Peer:
         self.probe_started = -NEVER
         self.probe_until = NEVER
         self.probe_pings = 0
-        self.rejected: deque[bytes] = deque(maxlen=8)
+        self.rejected: list[bytes] = []
         """Identities refused here, so that each is told once per episode."""
         self.scheduled = NEVER
         """The deadline under which the entry stands in the timer queue."""

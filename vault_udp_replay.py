@@ -8,10 +8,12 @@ send random nonces and wall-clock timestamps, so the nonces seen must be remembe
 from __future__ import annotations
 
 import heapq
+import struct
 
 WINDOW_SIZE = 8192
 """How far behind the highest counter a datagram may arrive and still be judged."""
 
+_TIMESTAMP = struct.Struct(">d")
 _RING_BYTES = WINDOW_SIZE // 8 + 8
 
 
@@ -78,11 +80,13 @@ class NonceCache:
 
     __slots__ = ("_heap", "_seen", "floor")
 
-    def __init__(self, floor: float = float("-inf")) -> None:
-        self.floor = floor
-        """Unix time, seconds: only datagrams stamped later than this are accepted."""
+    def __init__(self, floor: float = 0.0) -> None:
+        self.floor = max(floor, 0.0)
+        """Unix time, seconds: only datagrams stamped later than this are accepted, none before 1970."""
         self._seen: set[bytes] = set()
-        self._heap: list[tuple[float, bytes]] = []
+        # Timestamp, big-endian, and nonce in one string: positive doubles sort as their bytes do, and ten
+        # thousand strings take half the room of as many tuples.
+        self._heap: list[bytes] = []
 
     def __len__(self) -> int:
         return len(self._seen)
@@ -94,16 +98,17 @@ class NonceCache:
     def add(self, nonce: bytes, timestamp: float, size: int) -> None:
         """Remember an accepted nonce; keep at most `size`, the smallest timestamps out first."""
         self._seen.add(nonce)
-        heapq.heappush(self._heap, (timestamp, nonce))
+        heapq.heappush(self._heap, _TIMESTAMP.pack(timestamp) + nonce)
         while len(self._heap) > size:
             self._forget_smallest()
 
     def forget_before(self, timestamp: float) -> None:
         """Forget what is stamped before `timestamp` (Unix, seconds): too old to be accepted anyway."""
-        while self._heap and self._heap[0][0] < timestamp:
+        oldest_kept = _TIMESTAMP.pack(max(timestamp, 0.0))
+        while self._heap and self._heap[0] < oldest_kept:
             self._forget_smallest()
 
     def _forget_smallest(self) -> None:
-        timestamp, nonce = heapq.heappop(self._heap)
-        self._seen.discard(nonce)
-        self.floor = max(self.floor, timestamp)
+        entry = heapq.heappop(self._heap)
+        self._seen.discard(entry[_TIMESTAMP.size :])
+        self.floor = max(self.floor, _TIMESTAMP.unpack_from(entry)[0])

@@ -10,7 +10,6 @@ Times are seconds of the monotonic clock (`now`), addresses are (ip, port).
 from __future__ import annotations
 
 import random
-from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
 
 if TYPE_CHECKING or not __package__:
@@ -105,6 +104,42 @@ class Session:
         body_size: bytes of a datagram's body towards IPv4 addresses.
     """
 
+    __slots__ = (
+        "_acknowledge_at",
+        "_ipv4_body_size",
+        "_may_ping_at",
+        "_may_take_key_at",
+        "_may_validate_at",
+        "_move_pings",
+        "_offset_at",
+        "_offset_error",
+        "_outgoing",
+        "_pings",
+        "_pings_unanswered",
+        "_rekey_at",
+        "_rekeys",
+        "_retired",
+        "_sent_at",
+        "_superseded",
+        "_tags",
+        "_unanswered_since",
+        "body_size",
+        "clock_offset",
+        "enc",
+        "endpoint",
+        "epoch",
+        "flags",
+        "last_opened",
+        "local",
+        "lost",
+        "owner",
+        "pairs",
+        "peer_nonce",
+        "round_trip",
+        "send",
+        "sign",
+    )
+
     def __init__(
         self,
         local: LocalKeys,
@@ -124,7 +159,7 @@ class Session:
         self.epoch = -1
         self.flags = 0
         self.peer_nonce = b""
-        self._superseded: deque[bytes] = deque(maxlen=MAX_SUPERSEDED)
+        self._superseded: list[bytes] = []
         """Session keys that this identity has replaced: it never goes back to them."""
         self.pairs: list[Pair] = []
         self.send: Pair | None = None
@@ -195,7 +230,7 @@ class Session:
 
     def _take_key(self, hello: Hello) -> None:
         if hello.enc != self.enc and self.enc:
-            self._superseded.append(self.enc)
+            self._superseded = [*self._superseded[1 - MAX_SUPERSEDED :], self.enc]
         self.enc, self.epoch, self.flags = hello.enc, hello.epoch, hello.flags
 
     def _pair_with(self, mine: SessionKey, theirs: bytes, order: int, from_hello: bool = False) -> Pair:

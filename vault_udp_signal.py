@@ -41,7 +41,7 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
     called all the same.  Without it, a slot that raises is logged with its traceback when it begins to fail,
     and again only after it has succeeded in between.  ``errors`` counts what was raised in either case.
 
-    ``on_connect()`` is called after each ``connect``.
+    ``on_connect()`` is called after each ``connect``; it may be taken away by setting it to None.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
         on_connect: Callable[[], None] | None = None,
     ) -> None:
         super().__init__()
-        self._on_connect = on_connect
+        self.on_connect = on_connect
         self._slots: tuple[_Connection, ...] = ()
         self._on_error = on_error
         self._lock = threading.Lock()
@@ -88,24 +88,24 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
                 if self._failing:
                     self._failing.pop(id(connection), None)
 
-    def emit_each(self, values: Iterable[Any], *args: Any) -> None:
-        """``emit(value, *args)`` for each of `values`, in less time while there is one slot."""
+    def emit_each(self, values: Iterable[Any], context: Any) -> None:
+        """``emit(value, context)`` for each of `values`, in less time while there is one slot."""
         remaining = iter(values)
         while True:
             slots = self._slots
             call = None if self._block or len(slots) != 1 else _callable_of(slots[0])
             if call is None:
                 for value in remaining:
-                    self.emit(value, *args)
+                    self.emit(value, context)
                     break
                 else:
                     return
                 continue
             try:
                 for value in remaining:
-                    call(value, *args)
-                    if self._slots is not slots or self._block:
-                        break  # the slot has changed what is to be called
+                    call(value, context)
+                    if self._slots is not slots:
+                        break  # the slot has changed what is to be called, or blocked it
                 else:
                     self._failing.pop(id(slots[0]), None)
                     return
@@ -123,12 +123,18 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
         with self._lock:
             if not any(_same(connection, other) for other in self._slots):
                 self._slots = (*(other for other in self._slots if _alive(other)), connection)
-        if self._on_connect is not None:
-            self._on_connect()
+        if self.on_connect is not None:
+            self.on_connect()
 
     def disconnect(self, slot: Slot) -> None:
         """Stop calling ``slot``; nothing happens if it is not connected."""
         self._replace_slots(without=_connection_of(slot))
+
+    def block(self, isBlocked: bool) -> None:  # noqa: N803  # PySignal's name
+        """Call no slots, or call them again."""
+        with self._lock:
+            super().block(isBlocked)
+            self._slots = (*self._slots,)  # another object, which an emit under way notices
 
     def clear(self) -> None:
         """Disconnect every slot."""

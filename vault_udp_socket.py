@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Iterator, Sequence, Union
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence, Union
 
 from PySignal import Signal
 
@@ -210,6 +210,7 @@ class UDPSocketClass(Carrier):
         self._known_peers = KnownPeers(known_peers_file) if known_peers_file is not None else None
         self._identity_file = IdentityFile(identity_file) if identity_file is not None else None
         keys = self._identity_file.take_identity() if self._identity_file is not None else (None, None)
+        known_key = _lookup(self._known_peers)
         datagrams = None
         try:
             datagrams = _bind(recv_port, bind_address)
@@ -222,7 +223,7 @@ class UDPSocketClass(Carrier):
                 legacy_peers=legacy_peers,
                 persistent=identity_file is not None,
                 remember_peers=known_peers_file is not None,
-                known_key=self._known_key,
+                known_key=known_key,
                 keepalive=keepalive,
                 now=time.monotonic(),
                 wall=time.time(),
@@ -235,10 +236,6 @@ class UDPSocketClass(Carrier):
                 datagrams.close()
             self._release_identity()
             raise
-
-    def _known_key(self, address: Address) -> bytes | None:
-        key = self._known_peers.key_of(address) if self._known_peers is not None else None
-        return check_identity(key) if key is not None else None
 
     # -------------------------------------------------------------------------------------------- peers
 
@@ -260,7 +257,7 @@ class UDPSocketClass(Carrier):
         supplied = check_identity(addr[2]) if len(addr) == 3 else None
         if addr[2:] == (self.own_public_key,):
             raise InvalidArgumentError("the key given for the peer is our own")
-        known = self._known_key(address)
+        known = _lookup(self._known_peers)(address)
         if known is not None:
             if supplied not in (None, known):
                 raise InvalidArgumentError(
@@ -586,6 +583,7 @@ class UDPSocketClass(Carrier):
         """
         for signal in self._callback_signals:
             signal.block(True)  # what has been received, but not yet passed on, stays so
+            signal.on_connect = None
         self._stop_threads(timeout)
         self._release_identity()
 
@@ -606,6 +604,14 @@ class UDPSocketClass(Carrier):
     def __repr__(self) -> str:
         state = "stopped" if self._stopped else f"on port {self.recv_port}"
         return f"<UDPSocketClass {state}, {len(self.get_peers())} peers>"
+
+
+def _lookup(known_peers: KnownPeers | None) -> Callable[[Address], bytes | None]:
+    def known_key(address: Address) -> bytes | None:
+        key = known_peers.key_of(address) if known_peers is not None else None
+        return check_identity(key) if key is not None else None
+
+    return known_key
 
 
 def _bind(port: int, bind_address: str | None) -> DatagramSocket:

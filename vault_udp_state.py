@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 MAX_IDENTITIES = 32768
 MAX_QUEUED = 256
+MAX_REJECTED = 8
 PROBE_PINGS = 16
 PROBE_INTERVAL = 0.2
 PROBE_TIME = 3.2
@@ -192,7 +193,7 @@ class NodeState:
             self.count_loss("peer_removed", 1, peer, now)
             return
         if len(peer.queue) >= MAX_QUEUED:
-            peer.queue.popleft()
+            peer.queue.pop(0)
             self.count_loss("queue_full", 1, peer, now)
         peer.queue.append((now, message))
         self.schedule(peer)
@@ -261,7 +262,7 @@ class NodeState:
             PacketError: ``identity_refused``, always.
         """
         if sign not in peer.rejected:
-            peer.rejected.append(sign)
+            peer.rejected = [*peer.rejected[1 - MAX_REJECTED :], sign]
             self.events.append(Event("rejected", peer.name, crypto.bytes_to_b64_str(sign)))
         raise PacketError("identity_refused")
 
