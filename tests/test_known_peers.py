@@ -117,6 +117,28 @@ def test_both_names_of_one_program_are_met() -> None:
     assert alice.peer(B).supplied == alice.peer(V6).supplied == bob.sign_public
 
 
+def test_a_stranger_that_is_added_in_a_session_is_met() -> None:
+    net = FakeNet()
+    bob = Program(net, B, persistent=True)
+    alice = Program(net, A, remember=True)
+    bob.add_peer(A)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    alice.add_peer(B)
+    assert alice.met == [(B, bob.key)]
+
+
+def test_a_second_name_of_a_known_program_is_met() -> None:
+    net = FakeNet()
+    bob = Program(net, B, persistent=True, alias=V6)
+    alice = Program(net, A, remember=True, alias=("fd00::1", 1001))
+    alice.add_peer(B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    alice.add_peer(V6)
+    net.run(10)
+    assert alice.peer(B) is alice.peer(V6)
+    assert alice.met == [(B, bob.key), (V6, bob.key)]
+
+
 def test_who_was_met_is_pinned_for_good() -> None:
     net = FakeNet()
     bob = Program(net, B, persistent=True)
@@ -200,6 +222,36 @@ def test_after_a_restart_a_changed_key_is_refused_and_told_once(
     assert known.read_bytes() == before
 
 
+def test_who_was_met_is_written_although_the_program_stops_at_once(
+    known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carry_out = UDPSocketClass._carry_out
+
+    def after_stop(self: UDPSocketClass, effects: Any, datagrams: Any) -> None:
+        if any(event.kind == "met" for event in effects.events):
+            eventually(lambda: self._stopped, "stop is called")
+        carry_out(self, effects, datagrams)
+
+    monkeypatch.setattr(UDPSocketClass, "_carry_out", after_stop)
+    with UDPSocketClass(0, identity_file=tmp_path / "identity") as server:
+        with UDPSocketClass(0, known_peers_file=known) as client:
+            client.add_peer(address_of(server))
+            assert client.wait_ready(address_of(server), PATIENCE)
+        assert lines_of(known) == [f"127.0.0.1 {server.recv_port} {server.own_public_key}"]
+
+
+def test_nobody_else_is_sent_to_at_a_known_address_that_was_not_added(known: Path) -> None:
+    with UDPSocketClass(0) as impostor:
+        known.write_text(f"127.0.0.1 {impostor.recv_port} {KEY}\n")
+        with UDPSocketClass(0, known_peers_file=known) as sock:
+            inbox, rejected = Collector[Any](), Collector[Any]()
+            impostor.udp_recv_bytes.connect(inbox)
+            sock.udp_peer_rejected.connect(rejected)
+            sock.send_data("for the known one", address_of(impostor))
+            assert rejected.wait_for(1) == [(address_of(impostor), impostor.own_public_key)]
+            assert inbox.items == []
+
+
 # ------------------------------------------------------------------------------------------------ people edit
 
 
@@ -221,11 +273,34 @@ def test_what_a_person_wrote_survives(known: Path) -> None:
 
 
 def test_lines_end_as_windows_editors_end_them(known: Path) -> None:
-    known.write_bytes(b"# mine\r\n\r\n" + LINE.replace("\n", "\r\n").encode())
+    written = b"# mine\r\n\r\n" + LINE.replace("\n", "\r\n").encode()
+    known.write_bytes(written)
     peers = KnownPeers(known)
     assert peers.key_of(B) == KEY
     peers.remember(C, OTHER_KEY)
+    assert known.read_bytes().startswith(written)
     assert lines_of(known) == ["# mine", "", LINE.strip(), f"10.0.0.3 1003 {OTHER_KEY}"]
+
+
+def test_the_byte_order_mark_of_windows_editors_is_no_part_of_a_line(known: Path) -> None:
+    known.write_bytes(b"\xef\xbb\xbf" + LINE.encode())
+    assert KnownPeers(known).key_of(B) == KEY
+
+
+@on_posix
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+def test_the_mode_that_a_person_gave_survives(known: Path, mode: int) -> None:
+    known.write_text(LINE)
+    known.chmod(mode)
+    KnownPeers(known).remember(C, KEY)
+    assert known.stat().st_mode & 0o777 == mode
+
+
+def test_what_another_program_has_written_is_not_written_again(known: Path) -> None:
+    one, two = KnownPeers(known), KnownPeers(known)
+    one.remember(B, KEY)
+    two.remember(B, KEY)
+    assert known.read_text() == LINE
 
 
 def test_a_removed_line_does_not_come_back(known: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from typing import Any
 
@@ -13,8 +14,12 @@ from test_protocol import A, B, X, two_in_session
 
 import vault_udp_announce
 import vault_udp_packet as packet
+import vault_udp_session
 import vault_udp_socket_helper as crypto
+from vault_udp_announce import ANNOUNCEMENT_CYCLE
+from vault_udp_encryption import VaultAsymmetricEncryption
 from vault_udp_keys import NO_KEY, Hello, LocalKeys, Pair, SessionKey
+from vault_udp_node import Node
 
 C, D = ("10.0.0.3", 1003), ("10.0.0.4", 1004)
 A6, B6 = ("fd00::1", 1001), ("fd00::2", 1002)
@@ -64,6 +69,19 @@ class Rogue:
         blob = hello.pack()
         proof = crypto.sign_detached(self.local.sign_seed, blob)
         return {"hello": crypto.bytes_to_b64_str(blob), "proof": crypto.bytes_to_b64_str(proof)}
+
+    def come_up(self, address: Any, key: SessionKey | None = None) -> Pair:
+        """Shake hands and show that we hold the keys; our end of the pair."""
+        pair = self.shake_hands(address, key)
+        self.host.arrive(address, self.sealed(pair, GOT))
+        assert self.host.mode(address) == "session"
+        return pair
+
+    def rekey(self, address: Any, pair: Pair, key: SessionKey) -> Pair:
+        """Announce another session key under the pair; our end of the pair that it makes."""
+        hello = self.hello(key, to_sign=self.theirs)
+        self.host.arrive(address, self.sealed(pair, {"type": "rekey", **self.signed(hello)}))
+        return Pair(self.local, self.theirs, key, self.host.node.local.current.public)
 
     def sealed(self, pair: Pair, members: dict[str, Any], size: int = 1393) -> bytes:
         body = packet.make_control_body(packet.write_json(members), size)
@@ -134,13 +152,73 @@ def test_a_clear_v1_frame_is_read_no_further_than_announcements_go(monkeypatch: 
 def test_a_session_key_is_of_one_session_only() -> None:
     net, host, rogue = rogue_and_host()
     first, second = rogue.local.current, SessionKey(1)
-    pair = rogue.shake_hands(B, first)
-    host.arrive(B, rogue.sealed(pair, GOT))
+    pair = rogue.come_up(B, first)
     rogue.shake_hands(C, second)
-    hello = rogue.hello(second, to_sign=rogue.theirs)
-    host.arrive(B, rogue.sealed(pair, {"type": "rekey", **rogue.signed(hello)}))
+    rogue.rekey(B, pair, second)
     assert host.node.counters["pair_of_another"] == 1
     net.run(200)  # rotations drop all those pairs again
+
+
+def test_a_rotation_comes_to_its_end_although_the_other_end_has_one_key_in_two_sessions() -> None:
+    net, host, rogue = rogue_and_host()
+    first, second = rogue.come_up(B), rogue.come_up(C, SessionKey(0))
+    assert net.run_until(lambda: host.node.local.current.epoch == 1, limit=70)
+    shared = SessionKey(1)
+    net.run(0.1)
+    rogue.rekey(B, first, shared)
+    session = host.peer(B).session
+
+    def holds_the_pair() -> bool:
+        current = host.node.local.current
+        return any(pair.theirs == shared.public and pair.mine is current for pair in session.pairs)
+
+    assert holds_the_pair()
+    # It is given up when nobody has confirmed it, and then free for the other session.
+    assert net.run_until(lambda: not holds_the_pair(), limit=40)
+    rogue.rekey(C, second, shared)
+    net.run(3)  # the next REKEY in the first session finds it taken
+    assert not holds_the_pair()
+    assert host.mode(B) == host.mode(C) == "session"
+
+
+def test_new_session_keys_are_taken_once_a_second_at_most() -> None:
+    net, host, rogue = rogue_and_host()
+    pair = rogue.come_up(B)
+    taken = []
+    for epoch in range(1, 400):
+        key = SessionKey(epoch)
+        new = rogue.rekey(B, pair, key)
+        if host.peer(B).session.enc == key.public:
+            taken.append(net.now)
+            pair = new
+            host.arrive(B, rogue.sealed(pair, GOT))
+        net.run(0.01)
+    assert len(taken) in (4, 5)
+    assert all(later - earlier > 0.99 for earlier, later in zip(taken, taken[1:]))
+
+
+def test_a_peer_with_ever_new_session_keys_waits_for_our_rotations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vault_udp_session, "MAX_RETIRED_PAIRS", 4)
+    net = FakeNet(seed=1)
+    host = net.node(A, lifetime=1e6)
+    rogue = Rogue(net, host)
+    pair = rogue.come_up(B)
+    for epoch in range(1, 16):
+        net.run(1.1)
+        key = SessionKey(epoch)
+        new = rogue.rekey(B, pair, key)
+        if host.peer(B).session.enc == key.public:
+            pair = new
+            host.arrive(B, rogue.sealed(pair, GOT))
+        assert len(host.node.retired) <= 5
+        if host.node.counters["too_many_sessions"]:
+            break
+    for rotations in (1, 2):
+        assert host.node.counters["too_many_sessions"] == rotations
+        net.run(6)
+        assert host.node.local.current.epoch == rotations, "each refusal calls for one"
+        rogue.rekey(B, pair, SessionKey(20 + rotations))
+    assert not host.node.retired
 
 
 # ---------------------------------------------------------------------------------------------- two families
@@ -159,6 +237,111 @@ def test_messages_fit_when_one_process_is_known_over_both_families(first: str) -
     alice.send(B6, message)
     net.run(1)
     assert [received for _, received in bob.received] == [message, message]
+
+
+def test_a_second_name_that_is_removed_takes_its_base_link_along() -> None:
+    net = FakeNet(seed=1)
+    host = net.node(A, lifetime=10)
+    rogue = Rogue(net, host)
+    seed = crypto.bytes_to_b64_str(rogue.local.sign_seed)
+    members = VaultAsymmetricEncryption(60, sign_private_key=seed).base_members(B[1])
+    rogue.end(B).send(A, packet.make_announcement_body(members, 1024))
+    net.run(0.01)
+    assert host.mode(B) == "base v2"
+    rogue.shake_hands(B)
+    host.add_peer(C)
+    rogue.shake_hands(C)
+    assert host.peer(B) is host.peer(C)
+    host.remove_peer(B)
+    net.run(30)  # rotations go over all links
+    assert B not in host.node.base.links
+
+
+# ---------------------------------------------------------------------------------------------------- moving
+
+
+def test_a_move_is_noticed_although_something_opens_before_the_first_ping() -> None:
+    net, alice, bob = two_in_session()
+    alice.send(B, b"on its way to the old port")
+    bob.move(D)
+    bob.arrive(A, alice.data_sent[-1])
+    net.run(0.3)  # the old port is given up after half a second
+    assert alice.peer(B).session.endpoint == D
+
+
+@pytest.mark.parametrize("overtaken", [False, True])
+def test_a_move_is_noticed_although_the_first_ping_is_lost_or_overtaken(overtaken: bool) -> None:
+    net, alice, bob = two_in_session()
+    held: list[bytes] = []
+
+    def hold_the_first_ping(datagram: Datagram) -> Copies:
+        if datagram.src == D and not held:
+            held.append(datagram.data)
+            return []
+        return net.route(datagram)
+
+    net.hook = hold_the_first_ping
+    alice.send(B, b"to the old port")
+    bob.move(D)
+    net.run(0)
+    bob.arrive(A, alice.data_sent[-1])  # it opens, but it does not say that the new port is known
+    assert held
+    if overtaken:
+        net.run(0.01)
+        net.inject(D, A, held[0])
+    net.run(1)
+    assert alice.peer(B).session.endpoint == D
+    alice.send(B, b"to the new port")
+    net.run(0.1)
+    assert bob.received[-1][1] == b"to the new port"
+
+
+def test_pings_after_a_move_come_to_an_end() -> None:
+    net, _, bob = two_in_session()
+    net.run(5)
+    bob.move(D)
+    net.run(2)
+    before = len(net.sent)
+    net.run(10)
+    assert len(net.sent) == before
+
+
+# ---------------------------------------------------------------------------------------------------- timers
+
+
+def test_an_announcement_cycle_ends_once_however_coarse_the_clock_is() -> None:
+    """A clock of 15.625 ms reads the end of the cycle to the digit; rounding is worst at a power of two."""
+    ticks = ((tick / 64, (tick / 64) + ANNOUNCEMENT_CYCLE) for tick in range(904 * 64, 1024 * 64))
+    to_ms = ((int(start * 1000) / 1000, int(end * 1000) / 1000) for start, end in ticks)
+    rounded = [(start, end) for start, end in to_ms if end - start < ANNOUNCEMENT_CYCLE <= end - start + 1e-9]
+    rounded = [(start, end) for start, end in rounded if start + ANNOUNCEMENT_CYCLE <= end]
+    assert rounded
+    for start, end in rounded[:50]:
+        encryption = VaultAsymmetricEncryption(600, monotonic=lambda: 0.0, wall=lambda: EPOCH)
+        node = Node(encryption, port=1, body_size=1393, rate_limit=None, now=start, wall=EPOCH)
+        node.add_peer(B, start)
+        node.run_timers(start)
+        node.outgoing.clear()
+        node.run_timers(end)
+        assert len(node.outgoing) == 1
+
+
+def test_the_delay_of_announcements_is_bounded_however_many_there_were() -> None:
+    assert 13 < vault_udp_session.announce_delay(10**6, random.Random(1)) < 17
+
+
+def test_a_ping_at_its_deadline_moves_the_deadline() -> None:
+    _, alice, _ = two_in_session()
+    session = alice.peer(B).session
+    for number in range(3000):
+        for unanswered in range(vault_udp_session.PINGS_BEFORE_LOST):
+            session.lost = False
+            session._acknowledge_at = session._rekey_at = float("inf")
+            session._unanswered_since, session._pings_unanswered = 0.9 + number * 0.00013, unanswered
+            due = session.deadline()
+            session.run_timers(due)
+            assert session.deadline() > due
+        alice.node.outgoing.clear()
 
 
 # ------------------------------------------------------------------------------------------ exchange of keys

@@ -7,6 +7,7 @@ import ast
 import base64
 import binascii
 import gc
+import json
 import re
 import types
 from pathlib import Path
@@ -405,6 +406,16 @@ def test_a_change_of_identity_overwrites_the_session_keys() -> None:
     net.run(1)
     assert bytes(buffer) == bytes(32)
     assert seed not in bytes_in(alice.node)
+
+
+def test_a_socket_does_not_keep_the_text_of_its_identity_file(tmp_path: Path) -> None:
+    path = tmp_path / "identity"
+    with UDPSocketClass(0, identity_file=path) as sock:
+        keys = list(json.loads(path.read_text()).values())
+        for stopped in (False, True):
+            texts = [item for item in reachable(sock._identity_file) if isinstance(item, str)]
+            assert not [text for text in texts if any(key in text for key in keys)], stopped
+            sock.stop()
 
 
 def test_a_stopped_socket_holds_no_keys() -> None:

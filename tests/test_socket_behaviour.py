@@ -901,6 +901,34 @@ def test_a_forked_child_has_no_use_of_the_socket_and_its_parent_has() -> None:
 
 @on_posix
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_forked_while_a_thread_is_at_work_does_not_hang() -> None:
+    with pair() as (a, _):
+        held, done = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with a._lock:
+                held.set()
+                done.wait(PATIENCE)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        assert held.wait(PATIENCE)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(int(PATIENCE))  # ends a child that hangs
+            try:
+                a.send_data("from the child")
+            except StoppedError:
+                os._exit(0)
+            finally:
+                os._exit(1)
+        done.set()
+        thread.join()
+        assert os.waitpid(child, 0)[1] == 0
+
+
+@on_posix
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_can_have_a_socket_of_its_own() -> None:
     with pair() as (_, b):
         inbox = Inbox(b)

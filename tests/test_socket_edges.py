@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Any
 
 import pytest
 from loopback import (
+    LOOPBACKS,
     PATIENCE,
     Collector,
     Inbox,
     address_of,
+    assert_free,
     eventually,
     pair,
     plain_socket,
@@ -132,6 +135,30 @@ def test_stop_frees_those_who_wait_for_room(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 # ----------------------------------------------------------------------------------------------------- ports
+
+
+def is_free(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        assert_free(port)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("ip", LOOPBACKS)
+def test_a_new_port_is_followed_before_the_old_one_is_given_up(ip: str, free_port: int) -> None:
+    with pair(ip) as (a, b):
+        inbox_a, inbox_b, old = Inbox(a), Inbox(b), address_of(b, ip)
+        b.update_recv_port(free_port)
+        assert b.recv_port == free_port == b.get_stats()["recv_port"]
+        eventually(lambda: is_free(old[1]), "the old port is free")
+        b.send_data("moved")
+        reply_to = inbox_a.wait_for_text("moved")
+        a.send_data("to the address of the callback", reply_to)
+        a.send_data("to the address that was added", old)
+        a.send_data("to all")
+        inbox_b.wait_for_text("to the address of the callback")
+        inbox_b.wait_for_text("to the address that was added")
+        inbox_b.wait_for_text("to all")
 
 
 def test_peers_follow_a_new_port_without_being_sent_data(free_port: int) -> None:
