@@ -15,10 +15,10 @@ from typing import Any, Callable
 import make_vectors as vectors
 from make_vectors import ALICE, BOB, BODY_SIZE, CAROL, MALLORY, NOW, WALL, Address, Identity
 
-import vault_udp_announce as announce
 import vault_udp_packet as packet
 import vault_udp_peer as peers
 from vault_udp_node import Node
+from vault_udp_session import MAX_RETIRED_PAIRS
 
 START = 10.0
 """Seconds on the vectors' clock at which an input begins."""
@@ -61,7 +61,7 @@ class World:
     def check(self) -> None:
         """What always holds for the tables, whatever was received."""
         node = self.node
-        assert len(node.retired) <= announce.MAX_RETIRED_PAIRS
+        assert len(node.retired) <= MAX_RETIRED_PAIRS
         assert node.table.strangers <= peers.MAX_PENDING_STRANGERS + peers.MAX_CONFIRMED_STRANGERS
         assert set(node.base.links) <= set(node.table.by_name), "a link without a peer"
         for tag, (session, pair) in node.tags.items():
