@@ -139,17 +139,20 @@ class Carrier:
             StoppedError: after `stop`, also if that happens while there is no room.
         """
         direct: list[tuple[Address, list[bytes]]] = []
-        with self._lock:
-            self._check_running()
-            now = time.monotonic()
-            self._quick = self._quick + 1 if now - self._last_direct < BURST_GAP else 0
-            for peer in peers:
-                self._submit_locked(peer, message, now, direct)
-            datagrams = self._datagrams
-        if direct:
-            for endpoint, sealed in direct:
-                datagrams.send(sealed, endpoint)
-            self._last_direct = time.monotonic()
+        try:
+            with self._lock:
+                self._check_running()
+                now = time.monotonic()
+                self._quick = self._quick + 1 if now - self._last_direct < BURST_GAP else 0
+                for peer in peers:
+                    self._submit_locked(peer, message, now, direct)
+        finally:
+            # Also if there was no room for one of the peers until `stop`: the others' is sealed and counted.
+            if direct:
+                datagrams = self._datagrams
+                for endpoint, sealed in direct:
+                    datagrams.send(sealed, endpoint)
+                self._last_direct = time.monotonic()
 
     def _submit_locked(
         self, peer: Peer, message: bytes, now: float, direct: list[tuple[Address, list[bytes]]]
