@@ -164,7 +164,12 @@ class Introductions:
             self._state.table.merge(peer, other)
             self._on_merged(other)
             return None
-        return peer or self._state.new_peer(source)
+        if peer is None:
+            peer = self._state.new_peer(source)
+            self._state.check_identity(
+                peer, hello.sign, now, echoed=True
+            )  # it may be known by the user's file
+        return peer
 
     def _accept_hello(self, peer: Peer, hello: Hello, source: Address, now: float) -> None:
         self._state.table.set_identity(peer, hello.sign)
@@ -194,9 +199,9 @@ class Introductions:
             raise PacketError("downgrade_refused")
         address = (source[0], announcement.port or source[1])
         peer = self._state.table.by_name.get(address)
+        if self._state.known_key(address) is not None or (peer is not None and peer.supplied is not None):
+            raise PacketError("downgrade_refused")
         if peer is not None:
-            if peer.supplied is not None:
-                raise PacketError("downgrade_refused")
             self._state.check_identity(peer, sign, now, echoed=False)
         link = self._state.base.links.get(address)
         if link is not None and link.live(now) and enc == self._live_enc(address):

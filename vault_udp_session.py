@@ -276,6 +276,7 @@ class Session:
         self.enc, self.epoch, self.peer_nonce, self.lost = b"", -1, b"", False
         self._offset_error = NEVER
         self._pings.clear()
+        self._move_pings = []
         self._unanswered_since = self._acknowledge_at = self._rekey_at = NEVER
         self._pings_unanswered = 0
 

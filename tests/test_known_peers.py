@@ -240,14 +240,17 @@ def test_who_was_met_is_written_although_the_program_stops_at_once(
         assert lines_of(known) == [f"127.0.0.1 {server.recv_port} {server.own_public_key}"]
 
 
-def test_nobody_else_is_sent_to_at_a_known_address_that_was_not_added(known: Path) -> None:
+@pytest.mark.parametrize("we_begin", [True, False])
+def test_nobody_else_is_accepted_at_a_known_address_that_was_not_added(known: Path, we_begin: bool) -> None:
     with UDPSocketClass(0) as impostor:
         known.write_text(f"127.0.0.1 {impostor.recv_port} {KEY}\n")
         with UDPSocketClass(0, known_peers_file=known) as sock:
             inbox, rejected = Collector[Any](), Collector[Any]()
-            impostor.udp_recv_bytes.connect(inbox)
+            for end in (impostor, sock):
+                end.udp_recv_bytes.connect(inbox)
             sock.udp_peer_rejected.connect(rejected)
-            sock.send_data("for the known one", address_of(impostor))
+            sender, other = (sock, impostor) if we_begin else (impostor, sock)
+            sender.send_data("for the known one", address_of(other))
             assert rejected.wait_for(1) == [(address_of(impostor), impostor.own_public_key)]
             assert inbox.items == []
 
