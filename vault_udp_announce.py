@@ -162,6 +162,8 @@ class Introductions:
                 return None
             self._state.base.remove(other.name)
             self._state.table.merge(peer, other)
+            # It has answered here, which it need not have done where the session has met it so far.
+            other.session.validate(source, packet.SHORT_ANNOUNCEMENT_SIZE, now)
             self._on_merged(other)
             return None
         if peer is None:
@@ -278,15 +280,20 @@ class Introductions:
         fields = {"echo": session.peer_nonce, "holds": session.enc, "to_sign": peer.supplied or b""}
         if now >= peer.announced_since + ANNOUNCEMENT_CYCLE:
             peer.announced_since, peer.announcements = now, 0
-        in_cycle = now - peer.announced_since
-        if in_cycle < FULL_ANNOUNCEMENTS_FOR and self._state.legacy_peers and peer.supplied is None:
-            members = self._state.encryption.base_members(self._state.port)
-            members.update(self._state.local.hello_members(session.endpoint, now, **fields))
-            body = packet.make_announcement_body(members, packet.FULL_ANNOUNCEMENT_SIZE)
-            self._state.outgoing.append((session.endpoint, body))
-        else:
-            self._send_hello(session.endpoint, now, **fields)
+        # Where it was last, and where the user says that it is.
+        for address in dict.fromkeys((session.endpoint, peer.name) if peer.added else (session.endpoint,)):
+            self._announce_to(address, peer, fields, now)
         session.confirm_unopened(now)
         delay = announce_delay(peer.announcements, self._state.rng)
         peer.announce_at = min(now + delay, peer.announced_since + ANNOUNCEMENT_CYCLE)
         peer.announcements += 1
+
+    def _announce_to(self, address: Address, peer: Peer, fields: dict[str, bytes], now: float) -> None:
+        in_cycle = now - peer.announced_since
+        if in_cycle < FULL_ANNOUNCEMENTS_FOR and self._state.legacy_peers and peer.supplied is None:
+            members = self._state.encryption.base_members(self._state.port)
+            members.update(self._state.local.hello_members(address, now, **fields))
+            body = packet.make_announcement_body(members, packet.FULL_ANNOUNCEMENT_SIZE)
+            self._state.outgoing.append((address, body))
+        else:
+            self._send_hello(address, now, **fields)

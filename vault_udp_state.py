@@ -235,7 +235,7 @@ class NodeState:
         """
         if peer.supplied is not None:
             if not crypto.equal(peer.supplied, sign):
-                self.reject(peer, sign)
+                self.reject(peer, sign, echoed)
             return
         if peer.identity in (b"", sign):
             return
@@ -243,25 +243,25 @@ class NodeState:
         # A base peer cannot show that it receives here: one from which nothing has opened gives way.
         base_holds = link is not None and link.live(now) and (link.opened or not echoed)
         if peer.session.persistent or base_holds:
-            self.reject(peer, sign)
+            self.reject(peer, sign, echoed)
         if not echoed and peer.session.pairs:
             peer.session.suspect(now)
             self.schedule(peer)
-            self.reject(peer, sign)
+            self.reject(peer, sign, echoed)
         if peer.session.up:
             if peer.probe_until == NEVER:
                 peer.probe_started, peer.probe_pings, peer.probe_until = now, 0, now + PROBE_TIME
             self.schedule(peer)
-            self.reject(peer, sign)
+            self.reject(peer, sign, echoed)
         self.release_pin(peer, "another identity took its place", now)
 
-    def reject(self, peer: Peer, sign: bytes) -> None:
-        """Refuse an identity, and tell so once per episode.
+    def reject(self, peer: Peer, sign: bytes, echoed: bool) -> None:
+        """Refuse an identity, and tell so once per episode: of those whose address may be forged, the first.
 
         Raises:
             PacketError: ``identity_refused``, always.
         """
-        if sign not in peer.rejected:
+        if sign not in peer.rejected and (echoed or not peer.rejected):
             peer.rejected = [*peer.rejected[1 - MAX_REJECTED :], sign]
             self.events.append(Event("rejected", peer.name, crypto.bytes_to_b64_str(sign)))
         raise PacketError("identity_refused")

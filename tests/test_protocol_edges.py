@@ -513,3 +513,20 @@ def test_sessions_that_come_and_go_leave_a_bounded_memory_behind() -> None:
         sizes.append(len(bob.node.retired))
     net.run(130)
     assert len(bob.node.retired) < max(sizes)
+
+
+@pytest.mark.parametrize("same_identity", [True, False])
+def test_a_peer_that_moved_and_came_back_to_its_name_is_found_there(same_identity: bool) -> None:
+    """Bob has added Alice; she roams to C, dies, and comes back at A, waiting to be called."""
+    net = FakeNet(delay=0.01)
+    alice, bob = net.node(A), net.node(B, A)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    alice.move(C, knowingly=False)
+    alice.send(B, b"from elsewhere")
+    net.run(2)
+    assert bob.peer(A).session.endpoint == C
+    alice.kill()
+    alice.address = A
+    alice.restart(same_identity=same_identity)
+    net.every(0.5, lambda: bob.send(A, b"hello"), until=net.now + 60)
+    assert net.run_until(lambda: bool(alice.received), limit=30)
