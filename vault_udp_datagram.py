@@ -248,8 +248,14 @@ class DatagramSocket:
         except OSError as error:
             self._count(_name_of(error), len(datagrams))
             return 0
+        if len(datagrams) == 1:
+            try:
+                self._socket.sendto(datagrams[0], destination)
+                return 1
+            except OSError as error:
+                return self._send_again(datagrams[0], destination, iter(_WAITS_FOR_ROOM), error)
         waits = iter(_WAITS_FOR_ROOM)
-        if not self.gso or len(datagrams) == 1:
+        if not self.gso:
             return self._send_singly(datagrams, destination, waits)
         sent = start = 0
         lengths = list(map(len, datagrams))
@@ -291,12 +297,16 @@ class DatagramSocket:
                 sendto(datagram, destination)
                 sent += 1
             except OSError as error:
-                failure = self._attempt(partial(sendto, datagram, destination), waits, error)
-                if failure is None:
-                    sent += 1
-                else:
-                    self._count(failure)
+                sent += self._send_again(datagram, destination, waits, error)
         return sent
+
+    def _send_again(
+        self, datagram: bytes, destination: _SocketAddress, waits: Iterator[float], error: OSError
+    ) -> int:
+        failure = self._attempt(partial(self._socket.sendto, datagram, destination), waits, error)
+        if failure is not None:
+            self._count(failure)
+        return int(failure is None)
 
     def _attempt(
         self, send: Callable[[], int], waits: Iterator[float], error: OSError | None = None
