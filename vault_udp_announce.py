@@ -145,7 +145,7 @@ class Introductions:
     def _check_room_for_pairs(self, peer: Peer) -> None:
         # Sessions that came and went leave their replay windows behind until two rotations have wiped our
         # keys of theirs. Forgetting one would let its datagrams in again: strangers wait, and we rotate soon.
-        if len(self._state.retired) >= MAX_RETIRED_PAIRS and not peer.added:
+        if len(self._state.retired) >= MAX_RETIRED_PAIRS * (2 if peer.added else 1):
             raise PacketError("too_many_sessions")
 
     def _peer_for_hello(self, hello: Hello, source: Address, now: float) -> Peer | None:
@@ -155,6 +155,13 @@ class Introductions:
             self._state.check_identity(peer, hello.sign, now, echoed=True)
         for other in self._state.table.with_identity(hello.sign):
             if other is peer or other.session.enc != hello.enc or not other.session.pairs:
+                continue
+            if other.session.send is None:
+                # Nothing has opened there: somebody in between may have passed on what both ends said. It is
+                # this address that has an answer now.
+                other.session.close()
+                if not other.added:
+                    self._state.table.forget(other)
                 continue
             # The same process at another of its addresses.
             if peer is None or not peer.added:
@@ -246,12 +253,13 @@ class Introductions:
         keys = self._state.encryption.peer_keys(address)
         if keys is None or not self._state.legacy_peers:
             return
-        peer = self._state.own_entry(address)
-        if peer.supplied is not None:
+        peer = self._state.table.by_name.get(address)
+        if (peer is not None and peer.supplied is not None) or self._state.known_key(address) is not None:
             self._state.encryption.remove_peer_keys(address)
             return
-        if peer.session.up or self._best_version_of(keys.sign) == SESSION:
+        if (peer is not None and peer.session.up) or self._best_version_of(keys.sign) == SESSION:
             return
+        peer = self._state.own_entry(address)
         if peer.identity not in (b"", keys.sign):
             self._state.release_pin(peer, "other keys were supplied", now)
         link = self._state.base.add(address, packet.PROTOCOL_VERSION, now)

@@ -103,6 +103,8 @@ class Carrier:
         self._ready = threading.Condition(self._lock)
         """Notified when a peer has become ready."""
         self._laned: deque[Peer] = deque()
+        self._replaced: deque[DatagramSocket] = deque()
+        """Sockets of former ports that the receive thread has still to leave."""
         self._by_name = self._node.table.by_name
         self._lane_size = LANE_SIZE
         self._sending = False
@@ -157,10 +159,11 @@ class Carrier:
     def _submit_locked(
         self, peer: Peer, message: bytes, now: float, direct: list[tuple[Address, list[bytes]]]
     ) -> None:
-        if not self._node.is_ready(peer, now):
+        ready = self._node.is_ready(peer, now)
+        if not ready and not peer.lane:
             self._node.queue(peer, message, now)
             self._wake_sender_locked()
-        elif self._sending or peer.laned or peer.queue or self._quick >= BURST_LENGTH:
+        elif not ready or self._sending or peer.laned or peer.queue or self._quick >= BURST_LENGTH:
             while len(peer.lane) >= self._lane_size:
                 self._room.wait()
                 self._check_running()
@@ -174,7 +177,7 @@ class Carrier:
         if not peer.laned:
             peer.laned = True
             self._laned.append(peer)
-            self._lane_size = min(LANE_SIZE, LANES_SIZE // len(self._laned))
+            self._lane_size = max(1, min(LANE_SIZE, LANES_SIZE // len(self._laned)))
             self._work.notify()
 
     def _wake_sender_locked(self) -> None:
@@ -249,9 +252,14 @@ class Carrier:
     def _receive_loop(self) -> None:
         datagrams = self._datagrams
         while True:
-            if datagrams is not self._datagrams:
-                self._datagrams.take_over(datagrams)
-                datagrams = self._datagrams
+            current = self._datagrams
+            if datagrams is not current:
+                while self._replaced:
+                    replaced = self._replaced.popleft()
+                    if replaced is not datagrams:
+                        replaced.close()  # another one took its place before anything was received there
+                current.take_over(datagrams)
+                datagrams = current
             try:
                 batches = datagrams.receive()
             except SocketClosed:
@@ -269,6 +277,8 @@ class Carrier:
             self._carry_out(effects, sending)
             self._call_back(effects.deliveries)
         datagrams.leave_previous()
+        for replaced in self._replaced:
+            replaced.close()
 
     def _take_effects_locked(self) -> _Effects:
         node = self._node
@@ -300,6 +310,7 @@ class Carrier:
                 new.close()
             self._check_running()
             old, self._datagrams = self._datagrams, new
+            self._replaced.append(old)
             self._node.port = new.port
             now = time.monotonic()
             self._leave_old_port_at = self._wake_receiver_at = now + OLD_PORT_KEPT
@@ -319,6 +330,7 @@ class Carrier:
         deadline = time.monotonic() + timeout
         with self._lock:
             self._stopped = True
+            self._by_name = {}  # no way past the check of `_stopped`
             self._work.notify_all()
             self._room.notify_all()
             self._ready.notify_all()
@@ -347,6 +359,7 @@ class Carrier:
         self._stopped = True
         self._lock = self._encryption.lock = threading.RLock()
         self._work = self._room = self._ready = threading.Condition(self._lock)
+        self._by_name = {}
         self._datagrams.abandon()
         self._abandon_files()
 

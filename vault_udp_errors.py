@@ -100,14 +100,14 @@ def check_rate_limit(rate_limit: object) -> None:
 
 
 def check_keepalive(keepalive: object) -> None:
-    """Pass a number of seconds above 0, and None.
+    """Pass a number of seconds from 1 on, and None.
 
     Raises:
         InvalidArgumentError: anything else.
     """
     is_number = isinstance(keepalive, (int, float)) and not isinstance(keepalive, bool)
-    if keepalive is not None and not (is_number and keepalive > 0):  # type: ignore[operator]
-        raise InvalidArgumentError(f"keepalive is {keepalive!r}; it must be seconds above 0, or None")
+    if keepalive is not None and not (is_number and keepalive >= 1):  # type: ignore[operator]
+        raise InvalidArgumentError(f"keepalive is {keepalive!r}; it must be at least 1 second, or None")
 
 
 def check_mtu(mtu: object) -> None:

@@ -175,8 +175,10 @@ class KnownPeers:
         """
         with self._locked():
             self._keys = self._read()
-            known = self._keys.setdefault(address, key)
-            if known != key:
+            known = self._keys.get(address)
+            if known == key:
+                return
+            if known is not None:
                 raise KnownPeersFileError(
                     f"known-peers file {self.path!r} has another key for {address} by now; remove one"
                 )
@@ -184,12 +186,11 @@ class KnownPeers:
             newline = "\r\n" if "\r\n" in text else "\n"
             if text and not text.endswith("\n"):
                 text += newline
-            line = f"{address[0]} {address[1]} {key}{newline}"
-            if line not in text:
-                try:
-                    _write(self.path, text + line)
-                except OSError as error:
-                    raise KnownPeersFileError(f"known-peers file {self.path!r}: {error.strerror}") from error
+            try:
+                _write(self.path, f"{text}{address[0]} {address[1]} {key}{newline}")
+            except OSError as error:
+                raise KnownPeersFileError(f"known-peers file {self.path!r}: {error.strerror}") from error
+            self._keys[address] = key
 
     def _text(self) -> str:
         try:

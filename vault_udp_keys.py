@@ -215,6 +215,7 @@ class Pair:
         "open_tag",
         "opened",
         "order",
+        "outdated",
         "theirs",
         "window",
     )
@@ -232,6 +233,7 @@ class Pair:
         self.from_hello = False
         self.opened = False
         self.needs_pong = False
+        self.outdated = False
         self.window = CounterWindow()
         self.counter = 0
         self.confirms = 0

@@ -29,7 +29,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_peer import Peer
     from vault_udp_rate_limit import RateLimiter
     from vault_udp_session import ACKNOWLEDGE_AFTER, NEVER, SILENCE_BEFORE_PING, Session
-    from vault_udp_state import Event, NodeState
+    from vault_udp_state import PROBE_INTERVAL, PROBE_PINGS, Event, NodeState
 else:
     from . import vault_udp_encryption as encryption_module
     from . import vault_udp_packet as packet
@@ -43,7 +43,7 @@ else:
     from .vault_udp_peer import Peer
     from .vault_udp_rate_limit import RateLimiter
     from .vault_udp_session import ACKNOWLEDGE_AFTER, NEVER, SILENCE_BEFORE_PING, Session
-    from .vault_udp_state import Event, NodeState
+    from .vault_udp_state import PROBE_INTERVAL, PROBE_PINGS, Event, NodeState
 
 
 __all__ = ["Event", "Node"]
@@ -124,9 +124,8 @@ class Node(NodeState):
 
     def contact(self, address: Address, now: float) -> Peer:
         """The peer at `address`, announced to if it is new: data is waiting for it."""
-        peer = self.table.by_name.get(address)
-        if peer is None:
-            peer = self.new_peer(address)
+        peer = self.table.by_name.get(address) or self.new_peer(address)
+        if not self.is_ready(peer, now) and peer.announce_at == NEVER:
             self.start_announcing(peer, now)
         return peer
 
@@ -269,7 +268,7 @@ class Node(NodeState):
 
     def _came_up(self, peer: Peer, now: float) -> None:
         peer.announce_at = NEVER
-        peer.probe_until = NEVER
+        peer.probe_at = NEVER
         peer.rejected.clear()
         self.base.remove(peer.name)
         self.table.heard(peer, confirmed=True)
@@ -441,7 +440,7 @@ class Node(NodeState):
         if was_up and not peer.session.up:
             self.events.append(Event("lost", peer.name, "the peer is silent"))
             self.start_announcing(peer, now)
-        if peer.probe_until != NEVER:
+        if peer.probe_at <= now:
             self._run_probe(peer, now)
         if self.base.links.get(peer.name) is not None:
             self._run_base_timers(peer, now)
@@ -457,13 +456,14 @@ class Node(NodeState):
                 self.table.forget(peer)
 
     def _run_probe(self, peer: Peer, now: float) -> None:
+        # A step at a time, however late: after a pause of our own the answers must be read before we judge.
         if peer.session.last_opened > peer.probe_started:
-            peer.probe_until = NEVER
-            return
-        while self.next_probe_ping(peer) <= now:
+            peer.probe_at = NEVER
+        elif peer.probe_pings < PROBE_PINGS:
             peer.probe_pings += 1
+            peer.probe_at = now + PROBE_INTERVAL
             peer.session.ping(now)
-        if peer.probe_until <= now:
+        else:
             self.release_pin(peer, "silent while another identity asked for its place", now)
             if not peer.added:
                 self.table.forget(peer)

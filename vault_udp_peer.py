@@ -43,9 +43,9 @@ class Peer:
         "laned",
         "name",
         "names",
+        "probe_at",
         "probe_pings",
         "probe_started",
-        "probe_until",
         "queue",
         "received",
         "rejected",
@@ -84,7 +84,8 @@ class Peer:
         self.announced_since = -NEVER
         self.announcements = 0
         self.probe_started = -NEVER
-        self.probe_until = NEVER
+        self.probe_at = NEVER
+        """When the next step of a running probe is due."""
         self.probe_pings = 0
         self.rejected: list[bytes] = []
         """Identities refused here, so that each is told once per episode."""

@@ -121,8 +121,8 @@ class Session:
         "_retired",
         "_sent_at",
         "_superseded",
+        "_suspect_at",
         "_tags",
-        "_unanswered_since",
         "body_size",
         "clock_offset",
         "enc",
@@ -173,7 +173,8 @@ class Session:
         self._retired = retired
         self._outgoing = outgoing
         self._pings: dict[bytes, Ping] = {}
-        self._unanswered_since = NEVER
+        self._suspect_at = NEVER
+        """When the next step is due with a peer that does not answer: a ping, or to give it up."""
         self._pings_unanswered = 0
         self._acknowledge_at = NEVER
         self._sent_at = NEVER
@@ -217,9 +218,13 @@ class Session:
             self._superseded.clear()
         if hello.enc in self._superseded:
             raise PacketError("stale_hello")  # recorded before a rotation
+        if hello.enc != self.enc and self.send is not None:
+            self._check_key_rate(now)
         pair = self._pair_with(self.local.current, hello.enc, order=-1, from_hello=True)
         if hello.enc != self.enc:
             self._offset_error = NEVER
+            for other in self.pairs:
+                other.outdated = other is not pair
         self._take_key(hello)
         self.peer_nonce = hello.nonce
         if self._offset_error == NEVER:
@@ -227,6 +232,12 @@ class Session:
         if not pair.opened and pair.confirm_at == NEVER:
             pair.confirms, pair.confirm_at = 0, now + retry_delay(0)
         self._confirm(pair, pair.opened, now)
+
+    def _check_key_rate(self, now: float) -> None:
+        # Each key of the peer's leaves a replay window behind until two rotations of ours.
+        if now < self._may_take_key_at:
+            raise PacketError("too_many_keys")
+        self._may_take_key_at = now + MIN_REKEY_INTERVAL
 
     def _take_key(self, hello: Hello) -> None:
         if hello.enc != self.enc and self.enc:
@@ -277,7 +288,7 @@ class Session:
         self._offset_error = NEVER
         self._pings.clear()
         self._move_pings = []
-        self._unanswered_since = self._acknowledge_at = self._rekey_at = NEVER
+        self._suspect_at = self._acknowledge_at = self._rekey_at = NEVER
         self._pings_unanswered = 0
 
     def after_rotation(self, rekey_at: float) -> None:
@@ -316,7 +327,7 @@ class Session:
     def heard(self, pair: Pair, source: Address, size: int, is_newest: bool, now: float) -> None:
         """A datagram of `size` bytes has opened under `pair`; `is_newest`: by its counter."""
         self.last_opened = now
-        self._unanswered_since = NEVER
+        self._suspect_at = NEVER
         self.lost = False
         if source != self.endpoint and is_newest:
             self.validate(source, size, now, pair)
@@ -357,8 +368,8 @@ class Session:
 
     def suspect(self, now: float) -> None:
         """There are signs that the peer is gone: ping it as if it had left data unanswered."""
-        if self._unanswered_since == NEVER:
-            self._unanswered_since, self._pings_unanswered = now, 0
+        if self._suspect_at == NEVER:
+            self._suspect_at, self._pings_unanswered = now + SILENCE_BEFORE_PING, 0
 
     def receive_control(self, pair: Pair, control: bytes, source: Address, fresh: bool, now: float) -> bool:
         """Act on a control message that opened under `pair`; True for a goodbye.
@@ -376,6 +387,8 @@ class Session:
             return False
         if not fresh:
             self.outside_window(pair, now)
+        if pair.outdated:
+            raise PacketError("stale_hello")  # of a process that has announced itself anew since
         if kind == "rekey":
             self._receive_rekey(packet.read_announcement(members), now)
         return bool(kind == "bye")
@@ -428,13 +441,9 @@ class Session:
         if hello.enc != self.enc:
             if hello.epoch <= self.epoch:
                 return
-            # Each key of the peer's leaves a replay window behind until two rotations of ours: none comes
-            # faster than any peer rotates, nor when there are too many of them.
-            if now < self._may_take_key_at:
-                return
+            self._check_key_rate(now)
             if len(self._retired) >= MAX_RETIRED_PAIRS:
                 raise PacketError("too_many_sessions")
-            self._may_take_key_at = now + MIN_REKEY_INTERVAL
             order = self.local.current.epoch + hello.epoch
             pair = self._pair_with(self.local.current, hello.enc, order)
             self._take_key(hello)
@@ -451,8 +460,8 @@ class Session:
         pair = self.send
         assert pair is not None
         self._acknowledge_at, self._sent_at = NEVER, now
-        if self._unanswered_since == NEVER:
-            self._unanswered_since, self._pings_unanswered = now, 0
+        if self._suspect_at == NEVER:
+            self._suspect_at, self._pings_unanswered = now + SILENCE_BEFORE_PING, 0
         return pair.seal(bodies, self.local.session_time(now))
 
     def moved(self, now: float) -> None:
@@ -517,14 +526,9 @@ class Session:
     def deadline(self) -> float:
         """When `run_timers` has something to do next."""
         confirm_at = min((pair.confirm_at for pair in self.pairs), default=NEVER)
-        ping_at = NEVER
-        if self.send is not None and not self.lost:
-            ping_at = self._unanswered_since + self._silence()
+        ping_at = self._suspect_at if self.up else NEVER
         move_at = self._move_pings[-1] if self._move_pings else NEVER
         return min(confirm_at, ping_at, move_at, self._acknowledge_at, self._rekey_at, self._keepalive_at)
-
-    def _silence(self) -> float:
-        return SILENCE_BEFORE_PING + PING_INTERVAL * self._pings_unanswered
 
     @property
     def _keepalive_at(self) -> float:
@@ -552,11 +556,13 @@ class Session:
             self._acknowledge_at = NEVER
             if self.send is not None:
                 self._confirm(self.send, True, now)
-        if self.send is not None and not self.lost and self._unanswered_since + self._silence() <= now:
+        if self.up and self._suspect_at <= now:
+            # A step at a time, however late: after a pause of our own the answers must be read first.
             if self._pings_unanswered >= PINGS_BEFORE_LOST:
                 self.lost = True
                 return
             self._pings_unanswered += 1
+            self._suspect_at = now + PING_INTERVAL
             self.ping(now)
 
 

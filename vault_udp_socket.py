@@ -152,7 +152,7 @@ class UDPSocketClass(Carrier):
         bind_address: the IP address of the one interface to use; all of them if omitted.
         mtu: bytes of an IP packet on the way to the peers, 576-65535; the smallest MTU of our interfaces if
             omitted. `get_stats()['mtu']` is what is left of it.
-        keepalive: seconds, above 0, after which an idle session sends something, for NATs that forget.
+        keepalive: seconds, at least 1, after which an idle session sends something, for NATs that forget.
 
     Attributes:
         udp_recv_data: signal (data: str, addr), for messages that are UTF-8 text.

@@ -248,7 +248,7 @@ def test_a_second_name_that_is_removed_takes_its_base_link_along() -> None:
     rogue.end(B).send(A, packet.make_announcement_body(members, 1024))
     net.run(0.01)
     assert host.mode(B) == "base v2"
-    rogue.shake_hands(B)
+    host.arrive(B, rogue.sealed(rogue.shake_hands(B), GOT))
     host.add_peer(C)
     rogue.shake_hands(C)
     assert host.peer(B) is host.peer(C)
@@ -337,7 +337,7 @@ def test_a_ping_at_its_deadline_moves_the_deadline() -> None:
         for unanswered in range(vault_udp_session.PINGS_BEFORE_LOST):
             session.lost = False
             session._acknowledge_at = session._rekey_at = float("inf")
-            session._unanswered_since, session._pings_unanswered = 0.9 + number * 0.00013, unanswered
+            session._suspect_at, session._pings_unanswered = 3.9 + number * 0.00013, unanswered
             due = session.deadline()
             session.run_timers(due)
             assert session.deadline() > due
@@ -479,6 +479,7 @@ def test_strangers_wait_for_a_rotation_when_too_many_have_come_and_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(vault_udp_announce, "MAX_RETIRED_PAIRS", 8)
+    monkeypatch.setattr(vault_udp_session, "MIN_REKEY_INTERVAL", 0.0)
     net = FakeNet(seed=1)
     host = net.node(A, D, lifetime=1e6)
     rogue = Rogue(net, host)
