@@ -172,6 +172,7 @@ class Carrier:
         else:
             # Nothing waits: the message leaves in the caller's thread.
             direct.append(self._node.seal_messages(peer, (message,), now))
+            self._wake_sender_locked()  # if the peer must now answer sooner than that thread would look
 
     def _lane_locked(self, peer: Peer) -> None:
         if not peer.laned:
@@ -198,7 +199,7 @@ class Carrier:
                 if stopped and not batches:
                     self._node.close(now)
                 effects = self._take_effects_locked()
-                self._sending = True
+                self._sending = bool(batches)
                 datagrams = self._datagrams
             for endpoint, sealed in batches:
                 datagrams.send(sealed, endpoint)
@@ -284,13 +285,14 @@ class Carrier:
         node = self._node
         if node.events:
             self._ready.notify_all()
+            # Under the lock, so that they are told in the order in which they came to be.
+            self._for_callbacks.extend(node.events)
         return _Effects(_taken(node.outgoing), _taken(node.deliveries), _taken(node.events))
 
     def _carry_out(self, effects: _Effects, datagrams: DatagramSocket) -> None:
         """What both threads do with decisions; callbacks are left to the receive thread."""
         for endpoint, datagram in effects.outgoing:
             datagrams.send((datagram,), endpoint)
-        self._for_callbacks.extend(effects.events)
 
     def _call_back(self, deliveries: Sequence[tuple[Address, Sequence[bytes]]]) -> None:
         while self._for_callbacks:

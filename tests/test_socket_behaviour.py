@@ -340,7 +340,8 @@ def test_send_data_waits_for_room_and_nothing_is_lost(monkeypatch: pytest.Monkey
         try:
             taken.wait_for(4000)
             sender.join(0.2)
-            assert len(taken.items) == 4096, "all that there is room for"
+            # The first few leave in their caller's thread, until they are seen to be a burst.
+            assert 4096 <= len(taken.items) < 6000, "all that there is room for"
         finally:
             gate.open()
         assert inbox.wait_for_texts(6000) == [f"{number}" for number in range(6000)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from loopback import (
 
 import vault_udp_socket
 from vault_udp_datagram import DatagramSocket
-from vault_udp_node import Node
+from vault_udp_node import Event, Node
 from vault_udp_socket import StoppedError, UDPSocketClass
 
 
@@ -167,3 +168,25 @@ def test_peers_follow_a_new_port_without_being_sent_data(free_port: int) -> None
         b.update_recv_port(free_port)
         a.send_data("follow", old)
         inbox.wait_for_text("follow")
+
+
+def test_the_send_thread_looks_in_time_whether_what_was_sent_is_answered() -> None:
+    """It slept until the next rotation, so a peer that died while both were quiet was missed for as long."""
+    with pair() as (a, b):
+        inbox = Inbox(b)
+        eventually(lambda: a._sleeps_until > time.monotonic() + 5, "all timers of the handshake are past")
+        a.send_data("hello", address_of(b))
+        eventually(lambda: 0 < a._sleeps_until < time.monotonic() + 3.1, "it wakes for the ping")
+        inbox.wait_for_text("hello")
+
+
+def test_events_are_told_in_the_order_in_which_they_came_to_be() -> None:
+    with pair() as (a, _):
+        with a._lock:
+            a._node.events.append(Event("lost", ("192.0.2.1", 1), "first"))
+            first = a._take_effects_locked()
+            a._node.events.append(Event("ready", ("192.0.2.1", 1)))
+            a._take_effects_locked()
+            waiting = [event.kind for event in a._for_callbacks]
+        assert [event.kind for event in first.events] == ["lost"]
+        assert waiting[-2:] == ["lost", "ready"]
