@@ -36,7 +36,6 @@ SHORT_ANNOUNCEMENT_SIZE = 512
 MAX_MESSAGE_SIZE = 1 << 20
 """Bytes of one message after decompression; caps what a peer can make us allocate."""
 MAX_MESSAGES_PER_BODY = 256
-MAX_BODY_SIZE = 65507
 MAX_CONTROL_SIZE = 8192
 MAX_CONTROL_BRACKETS = 16
 

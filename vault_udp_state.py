@@ -169,16 +169,21 @@ class NodeState:
         if reason == "too_many_sessions":
             # Two rotations wipe the keys, and with them what had to be remembered of sessions long gone.
             self.rotate_at = min(self.rotate_at, self.rotated_at + encryption_module.MIN_LIFETIME)
-        if now - self.logged_at.get(reason, -NEVER) >= LOG_INTERVAL:
-            self.logged_at[reason] = now
+        if self._is_news(reason, now):
             logger.info("dropping datagrams (%s), the first of this minute from %s", reason, source)
 
     def count_loss(self, reason: str, count: int, peer: Peer, now: float) -> None:
         """Count messages of ours that are dropped; log the first of each minute and reason."""
         self.counters[reason] += count
-        if now - self.logged_at.get(reason, -NEVER) >= LOG_INTERVAL:
-            self.logged_at[reason] = now
+        if self._is_news(reason, now):
             logger.warning("%s: messages dropped (%s)", peer.name, reason)
+
+    def _is_news(self, reason: str, now: float) -> bool:
+        """Whether this reason has not been logged in the last minute."""
+        if now - self.logged_at.get(reason, -NEVER) < LOG_INTERVAL:
+            return False
+        self.logged_at[reason] = now
+        return True
 
     def became_ready(self, peer: Peer) -> None:
         """Tell that data for this peer leaves at once, and let go what waits for it."""
