@@ -292,6 +292,7 @@ class Introductions:
         for address in dict.fromkeys((session.endpoint, peer.name) if peer.added else (session.endpoint,)):
             self._announce_to(address, peer, fields, now)
         session.confirm_unopened(now)
+        session.ask_if_lost(now)
         delay = announce_delay(peer.announcements, self._state.rng)
         peer.announce_at = min(now + delay, peer.announced_since + ANNOUNCEMENT_CYCLE)
         peer.announcements += 1

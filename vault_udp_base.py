@@ -17,13 +17,17 @@ if TYPE_CHECKING or not __package__:
     import vault_udp_packet as packet
     from vault_udp_address import Address
     from vault_udp_encryption import KeyNotFoundError, VaultAsymmetricEncryption
+    from vault_udp_keys import SEALED_OVERHEAD
     from vault_udp_packet import Announcement, PacketError, TooLargeError
+    from vault_udp_path import Path
     from vault_udp_rate_limit import RateLimiter
 else:
     from . import vault_udp_packet as packet
     from .vault_udp_address import Address
     from .vault_udp_encryption import KeyNotFoundError, VaultAsymmetricEncryption
+    from .vault_udp_keys import SEALED_OVERHEAD
     from .vault_udp_packet import Announcement, PacketError, TooLargeError
+    from .vault_udp_path import Path
     from .vault_udp_rate_limit import RateLimiter
 
 NEVER = float("inf")
@@ -245,6 +249,40 @@ class BaseMode:
             raise PacketError("too_large_for_peer") from error
         return self._seal(body, link)
 
+    def take_back(
+        self, link: BaseLink, datagram: bytes, carried: int | None, now: float
+    ) -> list[bytes] | None:
+        """What is to be sent again, after the system has refused a datagram of ours for its size.
+
+        Such peers answer no pings: nothing but this lowers the size of a link, and nothing raises it.
+
+        Args:
+            carried: the bytes of a body that the path carries, None if the system does not tell.
+
+        Returns:
+            The message that was in it, none if it was an announcement; None if it is not ours any more, or
+            there is no smaller size.
+        """
+        size, body_bytes = len(datagram) - SEALED_OVERHEAD, self.encryption.reopen(datagram, link.address)
+        if body_bytes is None:
+            return None
+        if size <= link.body_size:
+            path = Path(link.address[0], link.body_size)
+            path.refused(size, carried, now)
+            link.body_size = path.size
+        if size <= link.body_size:
+            return None
+        body = packet.read_body(body_bytes)
+        if body.control:
+            link.refresh_at = now
+            return []
+        message = packet.read_frame(body.payload)
+        content = packet.read_v1_text(message) if body.version == 1 else message
+        if isinstance(content, bytes):
+            return [content]
+        link.refresh_at = now
+        return []
+
     def _seal(self, body: bytes, link: BaseLink) -> bytes:
         # Deployed peers refuse what is stamped ahead of their clock.
         try:
@@ -254,6 +292,7 @@ class BaseMode:
 
 
 def _v2_body(message: bytes, body_size: int) -> bytes:
+    message = packet.fit(message, body_size)
     frame = message if isinstance(message, packet.CompressedFrame) else packet.store_frame(message)
     return packet.make_payload_body(frame, body_size)
 

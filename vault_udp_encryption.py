@@ -363,6 +363,15 @@ class VaultAsymmetricEncryption:
             stamp = _TIMESTAMP.pack(self._wall() - lag)
             return crypto.seal(keys.shared, crypto.random_bytes(crypto.NONCE_SIZE), nonce + stamp + data)
 
+    def reopen(self, datagram: bytes, addr: Address) -> bytes | None:
+        """What `encrypt` has sealed for `addr`; None if that was under other keys."""
+        with self.lock:
+            keys = self._peers.get(addr)
+            try:
+                return crypto.open_sealed(keys.shared, datagram)[_HEADER_SIZE:] if keys is not None else None
+            except crypto.DecryptionError:
+                return None
+
     def decrypt(self, data: bytes, addr: Address) -> bytes:
         """Open what the peer at `addr` sealed for us, once.
 

@@ -124,6 +124,8 @@ class LocalKeys:
         """Seconds that a datagram's timestamp may lie away from its sender's clock."""
         self.keepalive = float("inf")
         """Seconds without sending after which a peer is sent something, to keep a NAT's mapping open."""
+        self.finds_sizes = True
+        """Whether the size of datagrams is found out for each peer, or fixed."""
         self.current = SessionKey(0)
         self.previous: SessionKey | None = None
         self.workspace = crypto.Workspace()
@@ -273,6 +275,21 @@ class Pair:
         if not self.window.accept(counter):
             raise PacketError("replayed")
         return timestamp, plain[24 : len(datagram) - crypto.BOX_OVERHEAD]
+
+    def has_sealed(self, datagram: bytes) -> bool:
+        """Whether the datagram bears the tag of what we seal."""
+        return datagram.startswith(self._seal_tag)
+
+    def reopen(self, datagram: bytes) -> bytes:
+        """The body of a datagram that we have sealed ourselves.
+
+        Raises:
+            DecryptionError: from `crypto`; it is not one.
+        """
+        plain: bytes = self._workspace.open(self._seal_key, datagram)[
+            24 : len(datagram) - crypto.BOX_OVERHEAD
+        ]
+        return plain
 
     def open_in_order(
         self, datagrams: Sequence[bytes], start: int, layout: StoredLayout, earliest: float, latest: float

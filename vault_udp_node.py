@@ -21,11 +21,12 @@ if TYPE_CHECKING or not __package__:
     import vault_udp_packet as packet
     import vault_udp_socket_helper as crypto
     from vault_udp_address import Address
-    from vault_udp_announce import Introductions
+    from vault_udp_announce import FULL_ANNOUNCEMENTS_FOR, Introductions
     from vault_udp_base import PIN_AFTER_SILENCE
     from vault_udp_encryption import VaultAsymmetricEncryption
     from vault_udp_keys import MIN_SEALED_SIZE, SEALED_OVERHEAD, TAG_SIZE, Pair
     from vault_udp_packet import PacketError, TooLargeError
+    from vault_udp_path import body_size_within
     from vault_udp_peer import Peer
     from vault_udp_rate_limit import RateLimiter
     from vault_udp_session import ACKNOWLEDGE_AFTER, NEVER, SILENCE_BEFORE_PING, Session
@@ -35,11 +36,12 @@ else:
     from . import vault_udp_packet as packet
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address
-    from .vault_udp_announce import Introductions
+    from .vault_udp_announce import FULL_ANNOUNCEMENTS_FOR, Introductions
     from .vault_udp_base import PIN_AFTER_SILENCE
     from .vault_udp_encryption import VaultAsymmetricEncryption
     from .vault_udp_keys import MIN_SEALED_SIZE, SEALED_OVERHEAD, TAG_SIZE, Pair
     from .vault_udp_packet import PacketError, TooLargeError
+    from .vault_udp_path import body_size_within
     from .vault_udp_peer import Peer
     from .vault_udp_rate_limit import RateLimiter
     from .vault_udp_session import ACKNOWLEDGE_AFTER, NEVER, SILENCE_BEFORE_PING, Session
@@ -67,6 +69,7 @@ class Node(NodeState):
         legacy_peers: whether base mode is spoken at all.
         persistent: our identity outlives the process, as hellos tell.
         keepalive: seconds after which an idle session sends something, None for never.
+        finds_sizes: whether the size of datagrams is found out for each peer; `body_size` is the limit.
         remember_peers: pin persistent identities met at added names for good, and tell so (event ``met``).
         known_key: the identity that was met at an address before; no other is accepted there.
         now, wall: seconds, monotonic, and Unix time.
@@ -87,6 +90,7 @@ class Node(NodeState):
         remember_peers: bool = False,
         known_key: Callable[[Address], bytes | None] = _nobody_known,
         keepalive: float | None = None,
+        finds_sizes: bool = True,
         rng: random.Random | None = None,
     ) -> None:
         super().__init__(
@@ -104,6 +108,7 @@ class Node(NodeState):
         self._remember_peers = remember_peers
         if keepalive is not None:
             self.local.keepalive = keepalive
+        self.local.finds_sizes = finds_sizes
         self._introductions = Introductions(self, self._merged)
         self._rate_limiter = RateLimiter(rate_limit) if rate_limit is not None else None
         self.lifetime_changed(now)
@@ -226,7 +231,7 @@ class Node(NodeState):
         """Act on a body that opened, if it is control; else return its messages."""
         session, body = peer.session, packet.read_body(body_bytes)
         if body.control:
-            if session.receive_control(pair, body.control, source, fresh, now):
+            if session.receive_control(pair, body.control, source, len(body_bytes), fresh, now):
                 self._receive_goodbye(peer, now)
             return ()
         if not fresh:
@@ -271,6 +276,7 @@ class Node(NodeState):
         peer.probe_at = NEVER
         peer.rejected.clear()
         self.base.remove(peer.name)
+        peer.resize(peer.session.largest_body_size)
         self.table.heard(peer, confirmed=True)
         self._remember(peer)
         self.became_ready(peer)
@@ -334,8 +340,7 @@ class Node(NodeState):
             try:
                 bodies = packet.make_bodies(messages, session.body_size, session.coalesce)
             except TooLargeError:  # accepted for a larger body than this peer has by now
-                messages = self._fit_again(peer, messages, now)
-                bodies = packet.make_bodies(messages, session.body_size, session.coalesce)
+                messages, bodies = self._fit_again(peer, messages, now)
             self.counters["sent"] += len(messages)
             peer.sent += len(messages)
             datagrams = session.seal(bodies, now)
@@ -352,14 +357,80 @@ class Node(NodeState):
                 self.count_loss(error.reason, 1, peer, now)
         return link.address, datagrams
 
-    def _fit_again(self, peer: Peer, messages: Sequence[bytes], now: float) -> list[bytes]:
+    def _fit_again(
+        self, peer: Peer, messages: Sequence[bytes], now: float
+    ) -> tuple[list[bytes], list[bytes]]:
+        """The messages that can be sent, each in a body of its own; of the size in doubt if need be."""
+        session = peer.session
         fitting: list[bytes] = []
+        bodies: list[bytes] = []
         for message in messages:
-            try:
-                fitting.append(packet.fit(message, peer.session.body_size))
-            except TooLargeError:
+            for size in dict.fromkeys((session.body_size, session.largest_body_size)):
+                try:
+                    bodies += packet.make_bodies((packet.fit(message, size),), size, False)
+                    fitting.append(message)
+                    break
+                except TooLargeError:
+                    continue
+            else:
                 self.count_loss("too_large_for_peer", 1, peer, now)
-        return fitting
+        return fitting, bodies
+
+    def refused(self, endpoint: Address, datagram: bytes, path_mtu: int | None, now: float) -> bool:
+        """The system refuses a datagram of ours to `endpoint`: it is too long for the path.
+
+        The size of what is sent there is lowered, and what was in it is sealed again into `outgoing`.
+
+        Args:
+            path_mtu: bytes of an IP packet that the path carries, None if the system does not tell.
+
+        Returns:
+            False if it is lost all the same: there is no smaller size, or nobody there any more.
+        """
+        peer = self._sent_to(endpoint)
+        if self.closed or peer is None or not self.local.finds_sizes:
+            return False
+        carried = body_size_within(path_mtu, endpoint[0]) if path_mtu is not None else None
+        messages = self._take_back(peer, endpoint, datagram, carried, now)
+        if messages:
+            self._send_again(peer, messages, now)
+        self.schedule(peer)
+        return messages is not None
+
+    def _sent_to(self, endpoint: Address) -> Peer | None:
+        """The peer to which datagrams to this address belong: it rarely has another name."""
+        peer = self.table.by_name.get(endpoint)
+        if peer is not None and (peer.session.endpoint == endpoint or endpoint in self.base.links):
+            return peer
+        return next((other for other in self.table.all() if other.session.endpoint == endpoint), peer)
+
+    def _take_back(
+        self, peer: Peer, endpoint: Address, datagram: bytes, carried: int | None, now: float
+    ) -> Sequence[bytes] | None:
+        messages = peer.session.take_back(datagram, carried, now)
+        link = self.base.links.get(endpoint)
+        if messages is None and link is not None:
+            messages = self.base.take_back(link, datagram, carried, now)
+            peer.resize(self.body_size_of(peer))
+        if messages is None and packet.looks_clear(datagram):
+            # Our announcement with the members of both modes: the short form passes everywhere.
+            peer.session.refused(len(datagram) - SEALED_OVERHEAD, carried, now)
+            is_full = len(datagram) > packet.SHORT_ANNOUNCEMENT_SIZE
+            if is_full and peer.announce_at != NEVER:
+                peer.announced_since = min(peer.announced_since, now - FULL_ANNOUNCEMENTS_FOR)
+                peer.announce_at = now
+                return ()
+        return messages
+
+    def _send_again(self, peer: Peer, messages: Sequence[bytes], now: float) -> None:
+        self.counters["sent"] -= len(messages)
+        peer.sent -= len(messages)
+        if self.is_ready(peer, now):
+            endpoint, datagrams = self.seal_messages(peer, messages, now)
+            self.outgoing += [(endpoint, datagram) for datagram in datagrams]
+        else:
+            for message in messages:
+                self.queue(peer, message, now)
 
     def close(self, now: float) -> None:
         """Say goodbye to everybody and wipe our session keys; what still waits is lost, and counted."""

@@ -402,6 +402,15 @@ def _read_v1(content: list[Any]) -> Body:
     return Body(1, content[0], b"")
 
 
+def messages_of(body: Body) -> Sequence[bytes]:
+    """The messages in a body, none in one with control.
+
+    Raises:
+        PacketError: ``bad_frame``, ``message_over_limit``.
+    """
+    return () if body.control else body.messages or (read_frame(body.payload),)
+
+
 # -------------------------------------------------------------------------------------------------- control
 
 

@@ -8,6 +8,7 @@ first.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Callable
 
@@ -20,6 +21,8 @@ else:
     from .vault_udp_address import Address
     from .vault_udp_session import NEVER, Session
 
+
+logger = logging.getLogger(__name__)
 
 MAX_PENDING_STRANGERS = 1024
 MAX_CONFIRMED_STRANGERS = 16384
@@ -91,6 +94,13 @@ class Peer:
         """Identities refused here, so that each is told once per episode."""
         self.scheduled = NEVER
         """The deadline under which the entry stands in the timer queue."""
+
+    def resize(self, body_size: int) -> None:
+        """Bodies towards this peer may have so many bytes from now on."""
+        room = packet.message_room(body_size)
+        if room != self.room:
+            logger.info("%s: a datagram takes %d bytes of messages now, not %d", self.name, room, self.room)
+            self.room = room
 
 
 class PeerTable:

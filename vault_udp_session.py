@@ -9,6 +9,7 @@ Times are seconds of the monotonic clock (`now`), addresses are (ip, port).
 
 from __future__ import annotations
 
+import logging
 import random
 from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING or not __package__:
         read_hello_untrusted,
     )
     from vault_udp_packet import PacketError
+    from vault_udp_path import Path
 else:
     from . import vault_udp_packet as packet
     from . import vault_udp_socket_helper as crypto
@@ -44,6 +46,9 @@ else:
         read_hello_untrusted,
     )
     from .vault_udp_packet import PacketError
+    from .vault_udp_path import Path
+
+logger = logging.getLogger(__name__)
 
 
 MAX_PAIRS = 4
@@ -52,11 +57,15 @@ MAX_SUPERSEDED = 8
 MAX_RETIRED_PAIRS = 8192
 MIN_REKEY_INTERVAL = 1.0
 CONFIRM_TRIES = 12
+CONFIRMS_BEFORE_DOUBT = 2
+"""So many unanswered CONFIRMs of a new pair, and further ones go with smaller ones: the path may be small."""
 SILENCE_BEFORE_PING = 3.0
 PINGS_BEFORE_LOST = 3
+PINGS_BEFORE_DOUBT = 1
+"""The same for the pings of a silent peer."""
 PING_INTERVAL = 1.0
 ACKNOWLEDGE_AFTER = 2.0
-MAX_PINGS_KEPT = 8
+MAX_PINGS_KEPT = 48
 MOVE_PINGS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
 MIN_PING_BODY = 128
 """Bytes of a body that has room for a ping."""
@@ -87,6 +96,8 @@ class Ping(NamedTuple):
 
     sent_at: float
     address: Address
+    size: int
+    """Bytes of its body."""
 
 
 class Session:
@@ -96,7 +107,7 @@ class Session:
     PacketError for those that are to be dropped.
 
     Args:
-        local: our keys.
+        local: our keys, and whether sizes are found out.
         tags: the table that leads from a datagram's tag to its pair; this session keeps its own pairs in it.
         retired: opened pairs that were closed while our key of theirs lives. They come back as they were, so
             that closing and making a pair again never forgets which counters were accepted.
@@ -114,6 +125,7 @@ class Session:
         "_offset_at",
         "_offset_error",
         "_outgoing",
+        "_path",
         "_pings",
         "_pings_unanswered",
         "_rekey_at",
@@ -151,9 +163,13 @@ class Session:
     ) -> None:
         self.local = local
         self.owner: Any = None
-        """What the caller knows this session by; not used here."""
+        """What the caller knows this session by; its method `resize` is told how long bodies may be."""
         self._ipv4_body_size = body_size
-        self.move_to(endpoint)
+        self.endpoint = endpoint
+        self.body_size = self._size_limit
+        """Bytes of the body of every datagram now."""
+        self._path: Path | None = None
+        """What is known of the path; None as long as it is taken to carry the limit."""
         self.sign = b""
         self.enc = b""
         self.epoch = -1
@@ -202,6 +218,11 @@ class Session:
     def persistent(self) -> bool:
         """The peer says that its identity outlives its process."""
         return bool(self.flags & FLAG_PERSISTENT)
+
+    @property
+    def largest_body_size(self) -> int:
+        """Bytes of a body for a message that fits into nothing less: more than of others in doubt."""
+        return self.body_size if self._path is None else self._path.largest
 
     # ----------------------------------------------------------------------------------- keys and pairs
 
@@ -359,20 +380,24 @@ class Session:
         if pair is None or body_size < MIN_PING_BODY or now < self._may_validate_at:
             return
         self._may_validate_at = now + VALIDATION_INTERVAL
-        self._control(pair, self._ping_members(address, now), now, address, body_size)
+        self._control(pair, self._ping_members(address, body_size, now), now, address, body_size)
 
     def move_to(self, endpoint: Address) -> None:
-        """Send there from now on."""
-        self.endpoint = endpoint
-        self.body_size = packet.body_size_for(endpoint[0], self._ipv4_body_size)
+        """Send there from now on; nothing is known of the path to another endpoint."""
+        if endpoint != self.endpoint:
+            self.endpoint = endpoint
+            self._path = None
+            self._resize(self._size_limit, self._size_limit)
 
     def suspect(self, now: float) -> None:
         """There are signs that the peer is gone: ping it as if it had left data unanswered."""
         if self._suspect_at == NEVER:
             self._suspect_at, self._pings_unanswered = now + SILENCE_BEFORE_PING, 0
 
-    def receive_control(self, pair: Pair, control: bytes, source: Address, fresh: bool, now: float) -> bool:
-        """Act on a control message that opened under `pair`; True for a goodbye.
+    def receive_control(
+        self, pair: Pair, control: bytes, source: Address, size: int, fresh: bool, now: float
+    ) -> bool:
+        """Act on a control message that opened under `pair` in a body of `size` bytes; True for a goodbye.
 
         A CONFIRM is judged by the nonce it echoes, not by its timestamp: it is what mends a clock that has
         jumped. Everything else must be fresh.
@@ -383,7 +408,7 @@ class Session:
         members = packet.read_json(control)
         kind = packet.member(members, "type", str)
         if kind == "confirm":
-            self._receive_confirm(pair, members, source, now)
+            self._receive_confirm(pair, members, source, size, now)
             return False
         if not fresh:
             self.outside_window(pair, now)
@@ -400,13 +425,18 @@ class Session:
             self._confirm(pair, False, now)
         raise PacketError("outside_window")
 
-    def _receive_confirm(self, pair: Pair, members: dict[str, object], source: Address, now: float) -> None:
-        got = packet.member(members, "got", bool)
+    def _receive_confirm(
+        self, pair: Pair, members: dict[str, object], source: Address, size: int, now: float
+    ) -> None:
+        got, silent = packet.member(members, "got", bool), packet.member(members, "silent", bool)
         nonce = _nonce_member(members, "nonce")
         if got is None:
             raise PacketError("bad_control")
         if not got:
-            self._confirm(pair, True, now, echo=nonce)
+            # No longer than the ping: it is to come through where that came through.
+            self._confirm(pair, True, now, nonce, min(self.body_size, max(size, MIN_PING_BODY)))
+            if silent and source == self.endpoint:
+                self._question_size(size, now)
             return
         ping = self._pings.pop(_nonce_member(members, "echo"), None)
         peer_time = packet.member(members, "time", int)
@@ -419,6 +449,9 @@ class Session:
             self._first_opened(pair, now)
         if ping.address == source and source != self.endpoint:
             self.move_to(source)
+        if ping.address == self.endpoint and self._path is not None:
+            self._path.answered(ping.size, now - ping.sent_at, now)
+            self._follow_path()
 
     def _measure(self, peer_time: float, sent_at: float, now: float) -> None:
         # Cristian's algorithm: the peer read its clock between our two readings, so the offset is known to
@@ -490,21 +523,27 @@ class Session:
             if not pair.opened:
                 self._confirm(pair, False, now)
 
-    def _confirm(self, pair: Pair, got: bool, now: float, echo: bytes = b"") -> None:
+    def _confirm(
+        self, pair: Pair, got: bool, now: float, echo: bytes = b"", body_size: int | None = None
+    ) -> None:
         if not got:
-            self._control(pair, self._ping_members(self.endpoint, now), now)
+            size = body_size or self.body_size
+            self._control(pair, self._ping_members(self.endpoint, size, now), now, body_size=size)
             return
         members: dict[str, object] = {"type": "confirm", "got": True}
         if echo:
             members["echo"] = crypto.bytes_to_b64_str(echo)
         members["time"] = round(self.local.session_time(now) * 1000)
-        self._control(pair, members, now)
+        self._control(pair, members, now, body_size=body_size)
 
-    def _ping_members(self, address: Address, now: float) -> dict[str, object]:
+    def _ping_members(self, address: Address, size: int, now: float) -> dict[str, object]:
         nonce = crypto.random_bytes(16)
-        while len(self._pings) >= MAX_PINGS_KEPT:
-            del self._pings[next(iter(self._pings))]
-        self._pings[nonce] = Ping(now, address)
+        while self._pings:
+            oldest = next(iter(self._pings))
+            if len(self._pings) < MAX_PINGS_KEPT and now - self._pings[oldest].sent_at <= PING_VALID:
+                break
+            del self._pings[oldest]
+        self._pings[nonce] = Ping(now, address, size)
         time = round(self.local.session_time(now) * 1000)
         return {"type": "confirm", "got": False, "nonce": crypto.bytes_to_b64_str(nonce), "time": time}
 
@@ -521,6 +560,91 @@ class Session:
         (datagram,) = pair.seal((body,), self.local.session_time(now))
         self._outgoing.append((to or self.endpoint, datagram))
 
+    # ------------------------------------------------------------------------------- the size of datagrams
+
+    @property
+    def _size_limit(self) -> int:
+        return packet.body_size_for(self.endpoint[0], self._ipv4_body_size)
+
+    def _known_path(self) -> Path:
+        if self._path is None:
+            self._path = Path(self.endpoint[0], self._size_limit)
+        return self._path
+
+    def _doubt_size(self, pair: Pair, now: float) -> None:
+        """What has our size is not answered: ask in smaller ones, too, and let the peer see about its own."""
+        if not self.local.finds_sizes:
+            return
+        for size in self._known_path().doubt(now):
+            self._ask_silent(pair, size, now)
+        self._follow_path()
+
+    def ask_if_lost(self, now: float) -> None:
+        """Ask a lost peer in the smallest size: no other may come through by now, and no more is needed."""
+        if self.lost and self.send is not None and self.local.finds_sizes:
+            for size in self._known_path().doubt(now)[-1:]:
+                self._ask_silent(self.send, size, now)
+
+    def _ask_silent(self, pair: Pair, size: int, now: float) -> None:
+        """Ping a peer that we do not hear, and tell it so: it may be that what it sends is too long."""
+        members = self._ping_members(self.endpoint, size, now)
+        members["silent"] = True
+        self._control(pair, members, now, body_size=size)
+
+    def _question_size(self, heard: int, now: float) -> None:
+        if self.local.finds_sizes:
+            self._known_path().question(heard, self.round_trip or 0.0, now)
+            self._follow_path()
+
+    def _follow_path(self) -> None:
+        path = self._path
+        if path is not None:
+            self._resize(path.size, path.largest)
+            if path.is_default:
+                self._path = None
+
+    def _resize(self, size: int, largest: int) -> None:
+        self.body_size = size
+        if self.owner is not None:
+            self.owner.resize(largest)
+
+    def refused(self, size: int, carried: int | None, now: float) -> None:
+        """The system refuses datagrams to the endpoint with bodies of `size` bytes: too long for the path.
+
+        Args:
+            carried: the bytes of a body that the path carries, None if the system does not tell.
+        """
+        if self.local.finds_sizes and size <= self.largest_body_size:
+            self._known_path().refused(size, carried, now)
+            self._follow_path()
+            # Answers of that size which are still on their way tell of how the path was.
+            self._pings = {nonce: ping for nonce, ping in self._pings.items() if ping.size < size}
+
+    def take_back(self, datagram: bytes, carried: int | None, now: float) -> Sequence[bytes] | None:
+        """What the user is to send again, after the system has refused a datagram of ours for its size.
+
+        Control is sent again by ourselves; pings that asked whether such a size passes have their answer.
+
+        Returns:
+            The messages that were in it, none if there were none; None if it is not ours any more, or there
+            is no smaller size.
+        """
+        pair = next((pair for pair in self.pairs if pair.has_sealed(datagram)), None)
+        if pair is None:
+            return None
+        size, largest = len(datagram) - SEALED_OVERHEAD, self.largest_body_size
+        self.refused(size, carried, now)
+        body = packet.read_body(pair.reopen(datagram))
+        members = packet.read_json(body.control) if body.control else {}
+        is_ping = "nonce" in members
+        if self.body_size >= size:
+            return None
+        if not is_ping and members:
+            self._control(pair, members, now)
+        elif is_ping and size <= largest:
+            self._confirm(pair, False, now)
+        return packet.messages_of(body)
+
     # ------------------------------------------------------------------------------------------- timers
 
     def deadline(self) -> float:
@@ -528,7 +652,10 @@ class Session:
         confirm_at = min((pair.confirm_at for pair in self.pairs), default=NEVER)
         ping_at = self._suspect_at if self.up else NEVER
         move_at = self._move_pings[-1] if self._move_pings else NEVER
-        return min(confirm_at, ping_at, move_at, self._acknowledge_at, self._rekey_at, self._keepalive_at)
+        path_at = self._path.due_at if self._path is not None else NEVER
+        return min(
+            confirm_at, ping_at, move_at, path_at, self._acknowledge_at, self._rekey_at, self._keepalive_at
+        )
 
     @property
     def _keepalive_at(self) -> float:
@@ -544,11 +671,15 @@ class Session:
                     continue
                 pair.confirm_at = now + retry_delay(pair.confirms)
                 self._confirm(pair, False, now)
+                if pair.confirms >= CONFIRMS_BEFORE_DOUBT:
+                    self._doubt_size(pair, now)
         if self._rekey_at <= now:
             if self.send is None:
                 self._rekey_at = NEVER
             else:
                 self._rekey(now)
+        if self._path is not None and self._path.due_at <= now:
+            self._run_path(self._path, now)
         if self._move_pings and self._move_pings[-1] <= now:
             self._move_pings.pop()
             self.ping(now)
@@ -563,7 +694,16 @@ class Session:
                 return
             self._pings_unanswered += 1
             self._suspect_at = now + PING_INTERVAL
-            self.ping(now)
+            assert self.send is not None
+            self._ask_silent(self.send, self.body_size, now)
+            if self._pings_unanswered > PINGS_BEFORE_DOUBT:
+                self._doubt_size(self.send, now)
+
+    def _run_path(self, path: Path, now: float) -> None:
+        for size in path.run(now):
+            if self.send is not None:
+                self._confirm(self.send, False, now, body_size=size)
+        self._follow_path()
 
 
 def _nonce_member(members: dict[str, object], name: str) -> bytes:

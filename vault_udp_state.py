@@ -132,6 +132,7 @@ class NodeState:
             "added": peer.added,
             "persistent": in_session and session.persistent,
             "coalesce": in_session and session.coalesce,
+            "mtu": self.body_size_of(peer),
             "clock_offset": session.clock_offset if in_session else None,
             "round_trip": session.round_trip,
             "last_heard": now - heard_at if heard_at > -NEVER else None,
@@ -139,6 +140,21 @@ class NodeState:
             "sent": peer.sent,
             "received": peer.received,
         }
+
+    def body_size_of(self, peer: Peer) -> int:
+        """Bytes that a body towards this peer may have now."""
+        link = self.base.links.get(peer.name)
+        in_base = link is not None and not peer.session.up
+        return link.body_size if link is not None and in_base else peer.session.largest_body_size
+
+    def body_size_towards(self, address: Address | None) -> int:
+        """The same by address, known or not; None is every added peer, and the smallest of theirs."""
+        if address is None:
+            return min(
+                (self.body_size_of(peer) for peer in self.table.all() if peer.added), default=self.body_size
+            )
+        peer = self.table.by_name.get(address)
+        return self.body_size_of(peer) if peer else packet.body_size_for(address[0], self.body_size)
 
     def new_peer(self, address: Address) -> Peer:
         """An entry for an address that has none, as a pending stranger."""

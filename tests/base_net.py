@@ -12,7 +12,7 @@ import nacl.signing
 import pytest
 import pyzstd
 from base_peer import BasePeer, announcement_members, make_announcement_body, to_b64
-from fakenet import EPOCH, SEALED_SIZE, FakeNet, Host
+from fakenet import EPOCH, SEALED_SIZES, FakeNet, Host
 
 Address = Tuple[str, int]
 
@@ -113,7 +113,7 @@ class Nets:
             ours = [sent.data for sent in net.sent if sent.src in our_addresses]
             for clear in filter(None, map(read_clear, ours)):
                 assert set(clear) & {"enc_key", "hello"}, "something but an announcement left in clear"
-            assert all(len(data) in (512, SEALED_SIZE) or read_clear(data) for data in ours)
+            assert all(len(data) in {512, *SEALED_SIZES} or read_clear(data) for data in ours)
 
 
 def read_clear(datagram: bytes) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ import random
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator, List, NamedTuple, Tuple
 
+import vault_udp_path
 import vault_udp_socket_helper as crypto
 from vault_udp_encryption import VaultAsymmetricEncryption
 from vault_udp_node import Event, Node
@@ -31,6 +32,8 @@ EPOCH = 1_700_000_000.0
 BODY_SIZE = 1393
 """Bytes of a body for an interface MTU of 1500."""
 SEALED_SIZE = BODY_SIZE + 64
+SEALED_SIZES = {vault_udp_path.body_size_within(size, "0.0.0.0") + 64 for size in vault_udp_path.PACKET_SIZES}
+"""The lengths that are tried while it is in doubt whether that of all passes, which is one of them."""
 DEFAULT_LIMIT = 120.0
 NOT_REFUSALS = {"datagrams_received", "sent", "received", "goodbyes", "hello_without_echo"}
 
@@ -195,9 +198,12 @@ class Host:
         wall_offset: seconds by which the wall clock is wrong. `jump_wall` changes it while running.
         clock_rate: seconds that the monotonic clock counts in one true second. Its origin is random.
         alias: an address of the other family; what goes to such addresses is sent from there.
-        legacy_peers, body_size: as of `Node`.
+        legacy_peers, body_size, finds_sizes: as of `Node`.
 
     Attributes:
+        path_mtu: for each address, bytes of an IP packet above which our system refuses to send there.
+        tells_path_mtu: whether the system tells them.
+        lost_here: datagrams that it has refused for good.
         received: (address, message) of everything delivered, in order.
         events: everything the user is told, with the network's time: [(time, Event)].
         refused: every datagram that went nowhere: [(time, reason, source, datagram)].
@@ -218,6 +224,7 @@ class Host:
         alias: Address | None = None,
         legacy_peers: bool = True,
         body_size: int = BODY_SIZE,
+        finds_sizes: bool = True,
     ) -> None:
         self.net = net
         self.address = address
@@ -227,6 +234,9 @@ class Host:
         self.data_sent: list[bytes] = []
         self.on_message: Callable[[Address, bytes], None] = lambda address, message: None
         self.alias = alias
+        self.path_mtu: dict[Address, int] = {}
+        self.tells_path_mtu = True
+        self.lost_here: list[bytes] = []
         self.wall_offset = wall_offset
         self.alive = False
         self._clock_rate = clock_rate
@@ -235,6 +245,7 @@ class Host:
             "rate_limit": rate_limit,
             "legacy_peers": legacy_peers,
             "body_size": body_size,
+            "finds_sizes": finds_sizes,
         }
         with net.seeded_keys():
             self.encryption = encryption or self._new_encryption(lifetime)
@@ -419,25 +430,34 @@ class Host:
         other_family = self.alias is not None and (":" in self.alias[0]) == (":" in endpoint[0])
         source = self.alias if other_family and self.alias is not None else self.address
         for datagram in datagrams:
-            self.net.send(source, endpoint, datagram)
+            mtu = self.path_mtu.get(endpoint)
+            if mtu is None or packet_size(endpoint, datagram) <= mtu:
+                self.net.send(source, endpoint, datagram)
+            elif not self.node.refused(endpoint, datagram, mtu if self.tells_path_mtu else None, self.now):
+                self.lost_here.append(datagram)
 
     def _carry_out(self) -> None:
         node = self.node
-        outgoing, deliveries, events = node.outgoing[:], node.deliveries[:], node.events[:]
-        node.outgoing.clear()
+        deliveries, events = node.deliveries[:], node.events[:]
         node.deliveries.clear()
         node.events.clear()
-        for endpoint, datagram in outgoing:
-            self._transmit(endpoint, [datagram])
+        self._send_outgoing()
         for peer in node.take_flushable():
             if node.is_ready(peer, self.now) and peer.queue:
                 self._seal_or_queue(peer, ())
+        self._send_outgoing()
         self.events.extend((self.net.now, event) for event in events)
         self._sleep()
         for address, messages in deliveries:
             for message in messages:
                 self.received.append((address, bytes(message)))
                 self.on_message(address, bytes(message))
+
+    def _send_outgoing(self) -> None:
+        outgoing = self.node.outgoing
+        while outgoing:  # what is refused for its size is there again
+            endpoint, datagram = outgoing.pop(0)
+            self._transmit(endpoint, [datagram])
 
     def _sleep(self) -> None:
         deadline = self.node.deadline()
@@ -480,6 +500,11 @@ class Outsider:
         """A datagram has arrived."""
         self.received.append((src, data))
         self.on_datagram(src, data)
+
+
+def packet_size(dst: Address, datagram: bytes) -> int:
+    """Bytes of the IP packet around a datagram to `dst`."""
+    return len(datagram) + 8 + (40 if ":" in dst[0] else 20)
 
 
 def flip_bit(data: bytes, bit: int) -> bytes:
