@@ -92,6 +92,7 @@ class Carrier:
     def __init__(self, encryption: VaultAsymmetricEncryption, datagrams: DatagramSocket, node: Node) -> None:
         self._encryption = encryption
         self._datagrams = datagrams
+        datagrams.on_too_long = self._too_long
         self._node = node
         self._lock = encryption.lock
         self._encryption.on_identity_changed = self._identity_changed_locked
@@ -248,6 +249,14 @@ class Carrier:
                     self._node.queue(peer, message, now)
         return batches
 
+    def _too_long(self, endpoint: Address, datagram: bytes) -> bool:
+        """The system refuses a datagram for its size; what was in it is left to the send thread."""
+        path_mtu = self._datagrams.path_mtu(endpoint)
+        with self._lock:
+            is_taken = self._node.refused(endpoint, datagram, path_mtu, time.monotonic())
+            self._wake_sender_locked()
+        return is_taken
+
     # ----------------------------------------------------------------------------------------- the way in
 
     def _receive_loop(self) -> None:
@@ -312,6 +321,7 @@ class Carrier:
                 new.close()
             self._check_running()
             old, self._datagrams = self._datagrams, new
+            new.on_too_long = self._too_long
             self._replaced.append(old)
             self._node.port = new.port
             now = time.monotonic()
@@ -350,6 +360,7 @@ class Carrier:
         _open_sockets.discard(self)
         # Break the cycles through us, so that a stopped socket is freed at once and not by the collector.
         self._encryption.on_identity_changed = self._encryption.on_peer_keys_supplied = None
+        self._datagrams.on_too_long = None
 
     def _check_running(self) -> None:
         if self._stopped:

@@ -48,6 +48,15 @@ _SOL_UDP = 17
 _UDP_SEGMENT = 103
 _UDP_GRO = 104
 _SIO_UDP_CONNRESET = 0x9800000C  # Windows
+_IP_MTU = 14
+_IPV6_MTU = 24
+# (level, option, value) that forbid fragments, by platform: for IPv4, also on a socket of both families, and
+# for IPv6. From ip(7) and ipv6(7) of Linux, Apple's netinet headers and ws2ipdef.h.
+_FORBID_FRAGMENTS = {
+    "linux": ((socket.IPPROTO_IP, 10, 2), (socket.IPPROTO_IPV6, 23, 2)),
+    "darwin": ((socket.IPPROTO_IP, 28, 1), (socket.IPPROTO_IPV6, 62, 1)),
+    "win32": ((socket.IPPROTO_IP, 14, 1), (socket.IPPROTO_IPV6, 14, 1)),
+}
 _ANCILLARY_SIZE = 64  # bytes: room for the segment size and the count of drops
 
 _CAN_WAIT = ("EAGAIN", "EWOULDBLOCK", "ENOBUFS")
@@ -74,6 +83,7 @@ class DatagramSocket:
 
     ``port`` is the port to bind; 0 lets the system choose.  ``bind_address``, an IP literal, restricts the
     socket to one interface; the default is all of them.  ``socket_factory`` stands in for ``socket.socket``.
+    Without ``fragments`` the system is asked to refuse what is too long for the path, instead of dividing it.
 
     Raises ``OSError`` if the port cannot be bound: not permitted, or in use, be it for IPv4 only.
     Raises ``ValueError`` if ``bind_address`` is not an IP literal.
@@ -81,7 +91,9 @@ class DatagramSocket:
     Attributes: ``port``, ``family``; ``receive_buffer`` and ``send_buffer``, the bytes granted by the system
     (Linux shows twice what was asked, for its own overhead); ``gso`` and ``gro``, whether datagrams go out
     and come in segmented; ``kernel_drops``, the datagrams lost because the receive buffer was full, where the
-    system tells; ``errors``, how many datagrams or receives the system refused, by the name of its error.
+    system tells; ``errors``, how many datagrams or receives the system refused, by the name of its error;
+    ``on_too_long``, called in the thread that sends, with an address and a datagram that is too long for the
+    path to it: if it returns True, somebody else sees to that datagram, and it is not counted.
     """
 
     def __init__(
@@ -89,7 +101,10 @@ class DatagramSocket:
         port: int,
         bind_address: str | None = None,
         socket_factory: Callable[[int, int], socket.socket] = socket.socket,
+        *,
+        fragments: bool = True,
     ) -> None:
+        self._socket_factory = socket_factory
         self._socket = _bind(port, bind_address, socket_factory)
         try:
             self._wake_receiver, self._wake_sender = socket.socketpair()
@@ -103,6 +118,11 @@ class DatagramSocket:
         self.port: int = self._socket.getsockname()[1]
         self.receive_buffer = _enlarge(self._socket, socket.SO_RCVBUF)
         self.send_buffer = _enlarge(self._socket, socket.SO_SNDBUF)
+        if not fragments:
+            for level, option, value in _FORBID_FRAGMENTS.get(sys.platform, ()):
+                # A refusal leaves it to the system to divide what is too long.
+                _set_option(self._socket, level, option, value)
+        self.on_too_long: Callable[[Address, bytes], bool] | None = None
         on_linux = sys.platform == "linux"
         self.gso = on_linux and _set_option(self._socket, _SOL_UDP, _UDP_SEGMENT, 0)
         self.gro = on_linux and _set_option(self._socket, _SOL_UDP, _UDP_GRO, 1)
@@ -253,23 +273,45 @@ class DatagramSocket:
                 self._socket.sendto(datagrams[0], destination)
                 return 1
             except OSError as error:
-                return self._send_again(datagrams[0], destination, iter(_WAITS_FOR_ROOM), error)
+                return self._send_again(datagrams[0], address, destination, iter(_WAITS_FOR_ROOM), error)
         waits = iter(_WAITS_FOR_ROOM)
         if not self.gso:
-            return self._send_singly(datagrams, destination, waits)
+            return self._send_singly(datagrams, address, destination, waits)
         sent = start = 0
         lengths = list(map(len, datagrams))
         while start < len(datagrams):
             end = _end_of_run(lengths, start)
             if self.gso and end - start > 1:
-                sent += self._send_segmented(datagrams[start:end], destination, waits)
+                sent += self._send_segmented(datagrams[start:end], address, destination, waits)
             else:
-                sent += self._send_singly(datagrams[start:end], destination, waits)
+                sent += self._send_singly(datagrams[start:end], address, destination, waits)
             start = end
         return sent
 
+    def path_mtu(self, address: Address) -> int | None:
+        """Bytes of an IP packet that the path to ``address`` carries, as far as the system knows.
+
+        None where it does not tell.  It knows more after it has refused a datagram for its size.
+        """
+        if sys.platform != "linux":
+            return None
+        is_ipv6 = ":" in address[0]
+        family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
+        level, option = (socket.IPPROTO_IPV6, _IPV6_MTU) if is_ipv6 else (socket.IPPROTO_IP, _IP_MTU)
+        try:
+            # Only a connected socket has a path to ask about (ip(7), IP_MTU); connecting sends nothing.
+            with contextlib.closing(self._socket_factory(family, socket.SOCK_DGRAM)) as asked:
+                asked.connect(self._destination(address) if is_ipv6 else address)
+                return asked.getsockopt(level, option)
+        except OSError:
+            return None
+
     def _send_segmented(
-        self, run: Sequence[bytes], destination: _SocketAddress, waits: Iterator[float]
+        self,
+        run: Sequence[bytes],
+        address: Address,
+        destination: _SocketAddress,
+        waits: Iterator[float],
     ) -> int:
         ancillary = [(_SOL_UDP, _UDP_SEGMENT, struct.pack("=H", len(run[0])))]
         send = partial(self._socket.sendmsg, run, ancillary, 0, destination)
@@ -279,16 +321,21 @@ class DatagramSocket:
         if failure not in _SEGMENTATION_REFUSED:
             self._count(failure, len(run))
             return 0
-        sent = self._send_singly(run, destination, waits)
+        sent = self._send_singly(run, address, destination, waits)
         # If single datagrams are refused too, the fault is in the address or its route. EMSGSIZE is about the
-        # size for this route, which the kernel can divide into fragments only if it is not divided already.
-        if sent and failure != "EMSGSIZE":
+        # size for this route, which the kernel can divide into fragments only if it is not divided already;
+        # older kernels say EINVAL, and EMSGSIZE to the single ones, of which a shorter last one may pass.
+        if sent == len(run) and failure != "EMSGSIZE":
             self.gso = False
             _logger.info("UDP segmentation refused (%s); datagrams are sent one by one from now on", failure)
         return sent
 
     def _send_singly(
-        self, datagrams: Sequence[bytes], destination: _SocketAddress, waits: Iterator[float]
+        self,
+        datagrams: Sequence[bytes],
+        address: Address,
+        destination: _SocketAddress,
+        waits: Iterator[float],
     ) -> int:
         sent = 0
         sendto = self._socket.sendto
@@ -297,14 +344,20 @@ class DatagramSocket:
                 sendto(datagram, destination)
                 sent += 1
             except OSError as error:
-                sent += self._send_again(datagram, destination, waits, error)
+                sent += self._send_again(datagram, address, destination, waits, error)
         return sent
 
     def _send_again(
-        self, datagram: bytes, destination: _SocketAddress, waits: Iterator[float], error: OSError
+        self,
+        datagram: bytes,
+        address: Address,
+        destination: _SocketAddress,
+        waits: Iterator[float],
+        error: OSError,
     ) -> int:
         failure = self._attempt(partial(self._socket.sendto, datagram, destination), waits, error)
-        if failure is not None:
+        on_too_long = self.on_too_long if failure == "EMSGSIZE" else None
+        if failure is not None and (on_too_long is None or not on_too_long(address, datagram)):
             self._count(failure)
         return int(failure is None)
 

@@ -150,8 +150,10 @@ class UDPSocketClass(Carrier):
         known_peers_file: where identities of added peers are kept that have identity files, a line each:
             ``ip port key``. At an address that stands there no other identity is accepted.
         bind_address: the IP address of the one interface to use; all of them if omitted.
-        mtu: bytes of an IP packet on the way to the peers, 576-65535; the smallest MTU of our interfaces if
-            omitted. `get_stats()['mtu']` is what is left of it.
+        mtu: bytes of an IP packet on the way to the peers, 576-65535, used as it is. If omitted, the smallest
+            MTU of our interfaces is the limit; what each peer's path carries is found out (RFC 8899), and no
+            datagram is divided into fragments. `get_stats()['mtu']` is what the limit leaves for a body,
+            `get_peer_info(addr)['mtu']` what the path does.
         keepalive: seconds, at least 1, after which an idle session sends something, for NATs that forget.
 
     Attributes:
@@ -185,6 +187,7 @@ class UDPSocketClass(Carrier):
         check_mtu(mtu)
         self.mtu = (vault_ip.get_min_mtu() if mtu is None else mtu) - TOTAL_OVERHEAD
         self._bind_address = bind_address
+        self._finds_sizes = mtu is None
         self._early: list[tuple[Address, bytes]] | None = []
         """Messages that came before the first slot was connected; None from then on."""
         self.udp_recv_data = SafeSignal(on_connect=self._slot_connected)
@@ -213,7 +216,7 @@ class UDPSocketClass(Carrier):
         known_key = _lookup(self._known_peers)
         datagrams = None
         try:
-            datagrams = _bind(recv_port, bind_address)
+            datagrams = _bind(recv_port, bind_address, fragments=mtu is not None)
             encryption = VaultAsymmetricEncryption(lifetime, *keys)
             node = Node(
                 encryption,
@@ -225,6 +228,7 @@ class UDPSocketClass(Carrier):
                 remember_peers=known_peers_file is not None,
                 known_key=known_key,
                 keepalive=keepalive,
+                finds_sizes=mtu is None,
                 now=time.monotonic(),
                 wall=time.time(),
             )
@@ -324,8 +328,8 @@ class UDPSocketClass(Carrier):
         Returns:
             ``mode`` ("session", "base v1", "base v2", "waiting for keys", "lost"), ``names``, ``endpoint``
             (where it is sent to), ``protocol_version``, ``identity`` (Base64), ``added``, ``persistent``,
-            ``coalesce``, ``clock_offset`` and ``round_trip`` (seconds), ``last_heard`` (seconds ago),
-            ``waiting``, ``sent`` and ``received`` (messages).
+            ``coalesce``, ``mtu`` (bytes of a body now), ``clock_offset`` and ``round_trip`` (seconds),
+            ``last_heard`` (seconds ago), ``waiting``, ``sent`` and ``received`` (messages).
         """
         address = check_address(addr)
         with self._lock:
@@ -365,7 +369,8 @@ class UDPSocketClass(Carrier):
 
         Raises:
             TypeError: data is neither str nor bytes.
-            MessageTooLargeError: it does not fit into a datagram, compressed as hard as can be.
+            MessageTooLargeError: it does not fit into a datagram to this peer now (or to the one of all that
+                takes the least), compressed as hard as can be.
             InvalidArgumentError, InvalidPortError: addr is not an address.
             StoppedError: after `stop`.
         """
@@ -393,8 +398,8 @@ class UDPSocketClass(Carrier):
 
     def _fit(self, data: bytes, address: Address | None) -> bytes:
         """`data` if it fits raw, else compressed."""
-        ips = [ip for ip, _ in self.get_peers()] if address is None else [address[0]]
-        body_size = min((packet.body_size_for(ip, self.mtu) for ip in ips), default=self.mtu)
+        with self._lock:
+            body_size = self._node.body_size_towards(address)
         if len(data) > packet.MAX_MESSAGE_SIZE:
             raise MessageTooLargeError(
                 f"the message has {len(data)} bytes; the limit before compression is "
@@ -506,7 +511,7 @@ class UDPSocketClass(Carrier):
             self._check_running()
             if recv_port == self.recv_port:
                 return
-        self._replace_socket(_bind(recv_port, self._bind_address))
+        self._replace_socket(_bind(recv_port, self._bind_address, fragments=not self._finds_sizes))
 
     @property
     def lifetime(self) -> float:
@@ -614,11 +619,11 @@ def _lookup(known_peers: KnownPeers | None) -> Callable[[Address], bytes | None]
     return known_key
 
 
-def _bind(port: int, bind_address: str | None) -> DatagramSocket:
+def _bind(port: int, bind_address: str | None, *, fragments: bool) -> DatagramSocket:
     if bind_address is not None and resolve_literal(bind_address) is None:
         raise InvalidArgumentError(f"bind_address is {bind_address!r}; it must be an IPv4 or IPv6 address")
     try:
-        return DatagramSocket(port, bind_address)
+        return DatagramSocket(port, bind_address, fragments=fragments)
     except OSError as error:
         raise BindError(
             error.errno, f"cannot listen on port {port}: {error.strerror}; choose another recv_port, or 0"
