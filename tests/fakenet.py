@@ -181,7 +181,8 @@ class FakeNet:
     def seeded_keys(self) -> Iterator[None]:
         """Inside, the library's random bytes come from this network's generator."""
         system = crypto.random_bytes
-        crypto.random_bytes = lambda size: self.rng.getrandbits(8 * size).to_bytes(size, "big")
+        # Before Python 3.9 there are no zero random bits.
+        crypto.random_bytes = lambda size: self.rng.getrandbits(8 * size or 1).to_bytes(size or 1, "big")[:size]
         try:
             yield
         finally:

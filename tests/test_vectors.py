@@ -21,7 +21,10 @@ from vault_udp_keys import Hello, LocalKeys, Pair, SessionKey
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "PROTOCOL.md").read_text(encoding="utf-8")
-MODULES = ("packet", "keys", "session", "announce", "node", "state", "peer", "base", "encryption", "replay")
+MODULES = (
+    *("packet", "keys", "session", "path", "announce", "node", "state", "peer", "base", "encryption"),
+    "replay",
+)
 MINIMUM = {"frames": 11, "bodies": 20, "keys": 3, "exchange": 20, "refusals": 60}
 
 
