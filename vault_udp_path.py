@@ -148,8 +148,6 @@ class Path:
 
     def refused(self, size: int, carried: int | None, now: float) -> None:
         """The system refuses datagrams of that size; `carried` is what the path carries, None if unknown."""
-        if size > self.largest:
-            return  # it was to be found out
         floor = self._steps[-1] if self._steps else self._limit
         if carried is not None and carried < size:
             lower = max(carried, floor)

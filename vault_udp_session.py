@@ -614,10 +614,10 @@ class Session:
         Args:
             carried: the bytes of a body that the path carries, None if the system does not tell.
         """
-        if self.local.finds_sizes and size <= self.largest_body_size:
+        if self.local.finds_sizes:
             self._known_path().refused(size, carried, now)
             self._follow_path()
-            # Answers of that size which are still on their way tell of how the path was.
+            # What is still answered to such pings tells how the path was before.
             self._pings = {nonce: ping for nonce, ping in self._pings.items() if ping.size < size}
 
     def take_back(self, datagram: bytes, carried: int | None, now: float) -> Sequence[bytes] | None:

@@ -182,7 +182,9 @@ class FakeNet:
         """Inside, the library's random bytes come from this network's generator."""
         system = crypto.random_bytes
         # Before Python 3.9 there are no zero random bits.
-        crypto.random_bytes = lambda size: self.rng.getrandbits(8 * size or 1).to_bytes(size or 1, "big")[:size]
+        crypto.random_bytes = lambda size: self.rng.getrandbits(8 * size or 1).to_bytes(size or 1, "big")[
+            :size
+        ]
         try:
             yield
         finally:

@@ -594,6 +594,74 @@ def test_attempts_to_raise_that_the_system_refuses_are_no_losses() -> None:
     assert size_of(alice, B) == BODY_SIZE
 
 
+def test_a_refused_attempt_may_tell_that_even_less_passes() -> None:
+    path = lowered(1400)
+    path.run(10.0)
+    path.refused(body(1500), body(1300), 10.0)
+    assert in_use(path) == (body(1300), body(1300))
+
+
+def test_late_answers_do_not_raise_what_the_system_has_refused() -> None:
+    net = FakeNet(delay=0.5)
+    alice, _ = two_in_session(net)
+    with alice._acting():
+        alice.peer(B).session.ping(alice.now)
+    alice.path_mtu[B] = 1400
+    alice.send(B, b"x")
+    net.run(3)
+    assert size_of(alice, B) == body(1400)
+
+
+def sealed_since(net: FakeNet, start: int, source: tuple[str, int]) -> list[Datagram]:
+    return [sent for sent in net.sent[start:] if sent.src == source]
+
+
+def test_a_refused_ping_is_asked_in_less_at_once() -> None:
+    net = FakeNet(delay=0.01)
+    alice, _ = two_in_session(net)
+    alice.path_mtu[B] = 1300
+    before = len(net.sent)
+    with alice._acting():
+        alice.peer(B).session.ping(alice.now)
+    assert [len(sent.data) - 64 for sent in sealed_since(net, before, A)] == [body(1300)]
+    net.run(1)
+    assert [len(sent.data) - 64 for sent in sealed_since(net, before, B)] == [body(1300)], "it is answered"
+
+
+def test_refused_control_is_sealed_again_at_once() -> None:
+    net = FakeNet(delay=0.01)
+    alice, bob = two_in_session(net, lifetime=10_000)
+    alice.path_mtu[B] = 1300
+    with bob._acting():
+        bob.peer(A).session.ping(bob.now)
+    assert bob.peer(A).session._pings
+    net.run(0.1)
+    assert not bob.peer(A).session._pings, "it was answered"
+
+
+def test_a_refused_full_announcement_is_followed_by_a_short_one_at_once() -> None:
+    net = FakeNet(delay=0.01)
+    net.node(B)
+    alice = net.node(A)
+    alice.path_mtu[B] = 576
+    alice.add_peer(B)
+    net.run(0.0)
+    assert [(sent.time, len(sent.data)) for sent in net.sent] == [(0.0, 512)]
+
+
+@pytest.mark.parametrize("version", [2, 1])
+def test_a_refused_announcement_under_the_box_is_made_again_at_once(version: int) -> None:
+    net = FakeNet(delay=0.01)
+    us, _ = connected(net, version)
+    us.path_mtu[THEIRS] = 900
+    us.node.base.links[THEIRS].refresh_at = us.now + 1
+    us.node.look_at(us.peer(THEIRS), us.now + 1)
+    us._sleep()
+    before = len(net.sent)
+    net.run(1.001)
+    assert [len(sent.data) - 64 for sent in sealed_since(net, before, OURS)] == [body(900)]
+
+
 def test_what_was_sealed_for_a_session_that_is_gone_is_lost() -> None:
     net = FakeNet(delay=0.01)
     alice, _ = two_in_session(net)
