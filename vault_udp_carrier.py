@@ -21,20 +21,20 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, Sequence, TypeVar
 
 if TYPE_CHECKING or not __package__:
-    import vault_udp_packet as packet
     from vault_udp_address import Address
     from vault_udp_datagram import DatagramSocket, SocketClosed
     from vault_udp_encryption import VaultAsymmetricEncryption
     from vault_udp_errors import StoppedError
+    from vault_udp_layout import MESSAGE_OVERHEAD
     from vault_udp_node import Event, Node
     from vault_udp_peer import Peer
     from vault_udp_session import NEVER
 else:
-    from . import vault_udp_packet as packet
     from .vault_udp_address import Address
     from .vault_udp_datagram import DatagramSocket, SocketClosed
     from .vault_udp_encryption import VaultAsymmetricEncryption
     from .vault_udp_errors import StoppedError
+    from .vault_udp_layout import MESSAGE_OVERHEAD
     from .vault_udp_node import Event, Node
     from .vault_udp_peer import Peer
     from .vault_udp_session import NEVER
@@ -233,7 +233,7 @@ class Carrier:
             lane, ready = peer.lane, self._node.is_ready(peer, now)
             messages = self._node.take_queue(peer) if ready else []
             if lane:
-                count = max(64, BYTES_PER_ROUND // (len(lane[0]) + packet.MESSAGE_OVERHEAD))
+                count = max(64, BYTES_PER_ROUND // (len(lane[0]) + MESSAGE_OVERHEAD))
                 messages += lane[:count]
                 del lane[:count]
             if lane:

@@ -39,6 +39,8 @@ _SocketAddress = Union[Tuple[str, int], Tuple[str, int, int, int]]
 BUFFER_SIZE = 4 * 1024 * 1024  # bytes asked of the system for each direction
 MAX_DATAGRAM = 65_535  # the length field of UDP has 16 bits (RFC 768), so nothing longer is legal
 MAX_BATCHES_PER_RECEIVE = 16
+BUSY_WAIT = 200e-6
+"""Seconds: where datagrams follow ours as fast as this, the next is awaited as long without sleeping."""
 MAX_SEGMENTS = 64  # Linux: UDP_MAX_SEGMENTS of the first kernels with segmentation
 MAX_SEGMENTED_BYTES = 65_507  # 65,535 less the headers of UDP and IPv4
 
@@ -124,6 +126,9 @@ class DatagramSocket:
         self._errors_in_a_row = 0
         self._polls_until_probe = 1
         self._polls_between_probes = 1
+        self._answers_come_fast = False
+        self._has_sent = False
+        self._received_at = 0.0
 
     def take_over(self, previous: DatagramSocket) -> None:
         """Receive also what still comes to `previous`, from which nobody else receives any more.
@@ -168,6 +173,10 @@ class DatagramSocket:
                 self._release()
 
     def _receive(self) -> list[Batch]:
+        if self._answers_come_fast:
+            batches = self._fetch_soon()
+            if batches:
+                return batches
         # Asking for a datagram when there is none costs a system call. While datagrams keep coming they are
         # fetched without `poll`; once there was none, `poll` comes first, and whether they keep coming again
         # is tried only after 1, 2, 4 … 16 polls.
@@ -190,11 +199,28 @@ class DatagramSocket:
             if self._previous is not None:
                 batches += self._previous._fetch(MAX_BATCHES_PER_RECEIVE - 1)
             if batches:
+                self._note_pace()
                 is_flood = len(batches[0][0]) > 1
                 self._polls_until_probe = 0 if is_flood else self._polls_until_probe - 1
                 return batches
             if self._errors_in_a_row > _ERRORS_WITHOUT_PAUSE:
                 self._wait_woken(_PAUSE_AFTER_ERRORS)
+
+    def _fetch_soon(self) -> list[Batch]:
+        """Ask for datagrams for `BUSY_WAIT` seconds without sleeping: waking up would cost as much."""
+        until = time.monotonic() + BUSY_WAIT
+        while time.monotonic() < until:
+            batches = self._fetch(MAX_BATCHES_PER_RECEIVE)
+            if batches:
+                self._note_pace()
+                return batches
+        self._answers_come_fast = False
+        return []
+
+    def _note_pace(self) -> None:
+        now = time.monotonic()
+        self._answers_come_fast = self._has_sent and now - self._received_at < BUSY_WAIT
+        self._received_at, self._has_sent = now, False
 
     def _fetch(self, limit: int) -> list[Batch]:
         """The batches that are there now, at most ``limit``; errors are counted."""
@@ -248,6 +274,7 @@ class DatagramSocket:
         except OSError as error:
             self._count(_name_of(error), len(datagrams))
             return 0
+        self._has_sent = True
         if len(datagrams) == 1:
             try:
                 self._socket.sendto(datagrams[0], destination)

@@ -25,12 +25,14 @@ from typing import TYPE_CHECKING, NamedTuple, Sequence
 if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
     from vault_udp_address import Address
-    from vault_udp_packet import PacketError, StoredLayout
+    from vault_udp_layout import StoredLayout
+    from vault_udp_packet import PacketError
     from vault_udp_replay import CounterWindow
 else:
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address
-    from .vault_udp_packet import PacketError, StoredLayout
+    from .vault_udp_layout import StoredLayout
+    from .vault_udp_packet import PacketError
     from .vault_udp_replay import CounterWindow
 
 

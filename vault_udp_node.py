@@ -25,6 +25,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_base import PIN_AFTER_SILENCE
     from vault_udp_encryption import VaultAsymmetricEncryption
     from vault_udp_keys import MIN_SEALED_SIZE, SEALED_OVERHEAD, TAG_SIZE, Pair
+    from vault_udp_layout import make_bodies, read_messages, stored_layout
     from vault_udp_packet import PacketError, TooLargeError
     from vault_udp_peer import Peer
     from vault_udp_rate_limit import RateLimiter
@@ -39,6 +40,7 @@ else:
     from .vault_udp_base import PIN_AFTER_SILENCE
     from .vault_udp_encryption import VaultAsymmetricEncryption
     from .vault_udp_keys import MIN_SEALED_SIZE, SEALED_OVERHEAD, TAG_SIZE, Pair
+    from .vault_udp_layout import make_bodies, read_messages, stored_layout
     from .vault_udp_packet import PacketError, TooLargeError
     from .vault_udp_peer import Peer
     from .vault_udp_rate_limit import RateLimiter
@@ -190,12 +192,12 @@ class Node(NodeState):
                     heard = True
                     session.heard(pair, source, len(datagram), pair.window.highest > newest, now)
                 fresh = earliest <= timestamp <= latest
-                layout = packet.likely_layout(body) if fresh else None
-                message = layout.read(body) if layout is not None else None
-                if layout is not None and message is not None and was_up:
-                    # What most datagrams are: a message; what most that follow are: one as long as it.
-                    messages.append(message)
-                    if index < count:
+                read = read_messages(body) if fresh and was_up else None
+                if read is not None:
+                    # What most datagrams are: messages; what most that follow are: one as long as this.
+                    messages += read
+                    if index < count and len(read) == 1:
+                        layout = stored_layout(len(read[0]), len(body))
                         more = pair.open_in_order(datagrams, index, layout, earliest, latest)
                         messages += more
                         index += len(more)
@@ -332,10 +334,10 @@ class Node(NodeState):
         session = peer.session
         if session.up:
             try:
-                bodies = packet.make_bodies(messages, session.body_size, session.coalesce)
+                bodies = make_bodies(messages, session.body_size, session.coalesce)
             except TooLargeError:  # accepted for a larger body than this peer has by now
                 messages = self._fit_again(peer, messages, now)
-                bodies = packet.make_bodies(messages, session.body_size, session.coalesce)
+                bodies = make_bodies(messages, session.body_size, session.coalesce)
             self.counters["sent"] += len(messages)
             peer.sent += len(messages)
             datagrams = session.seal(bodies, now)
