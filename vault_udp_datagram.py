@@ -164,7 +164,10 @@ class DatagramSocket:
                 raise SocketClosed
             self._receiving = True
         try:
-            return self._receive()
+            batches = self._receive()
+            if batches:
+                self._note_pace()
+            return batches
         finally:
             with self._lock:
                 self._receiving = False
@@ -199,7 +202,6 @@ class DatagramSocket:
             if self._previous is not None:
                 batches += self._previous._fetch(MAX_BATCHES_PER_RECEIVE - 1)
             if batches:
-                self._note_pace()
                 is_flood = len(batches[0][0]) > 1
                 self._polls_until_probe = 0 if is_flood else self._polls_until_probe - 1
                 return batches
@@ -212,7 +214,6 @@ class DatagramSocket:
         while time.monotonic() < until:
             batches = self._fetch(MAX_BATCHES_PER_RECEIVE)
             if batches:
-                self._note_pace()
                 return batches
         self._answers_come_fast = False
         return []
