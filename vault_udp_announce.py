@@ -77,8 +77,10 @@ class Introductions:
         return True
 
     def is_hopeless(self, source: Address, now: float) -> bool:
-        """Whether `affordable` is known to say no to a stranger at `source`: the cheap answer in a flood."""
-        return now < self._spent_until or (now < self._ip_spent_until and source[0] == self._spent_ip)
+        """Whether `affordable` is known to say no to who is at `source`: the cheap answer in a flood."""
+        if now >= self._spent_until and (now >= self._ip_spent_until or source[0] != self._spent_ip):
+            return False
+        return source not in self._state.table.by_name and not self._state.base.may_be_from(source)
 
     def answer_unknown_tag(self, datagram: bytes, source: Address, now: float) -> None:
         """Say hello to whom may hold keys of a session that we have lost; the datagram is dropped.

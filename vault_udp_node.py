@@ -155,7 +155,7 @@ class Node(NodeState):
             tag = datagrams[start][:TAG_SIZE]
             known = self.tags.get(tag)
             if known is None:
-                if self._introductions.is_hopeless(source, now) and self._is_unknown(source):
+                if self._introductions.is_hopeless(source, now):
                     self.counters["stranger_budget"] += 1
                 else:
                     try:
@@ -169,9 +169,6 @@ class Node(NodeState):
                 end += 1
             self._receive_sealed(known[0], known[1], datagrams[start:end], source, now)
             start = end
-
-    def _is_unknown(self, source: Address) -> bool:
-        return source not in self.table.by_name and not self.base.may_be_from(source)
 
     def _receive_sealed(
         self, session: Session, pair: Pair, datagrams: Sequence[bytes], source: Address, now: float
@@ -291,6 +288,7 @@ class Node(NodeState):
 
     def _receive_untagged(self, datagram: bytes, source: Address, now: float) -> None:
         if len(datagram) < MIN_SEALED_SIZE:
+            self._check_budget(source, now)
             raise PacketError("bad_length")
         if packet.looks_clear(datagram):
             self._check_budget(source, now)
