@@ -11,11 +11,71 @@ from typing import Any, Iterator, NamedTuple
 
 import pytest
 from loopback import PATIENCE, eventually
-from namespaces import Address, Nat, Peer, messages_flow, needs_namespaces, network, peers
+from namespaces import Address, End, Peer, messages_flow, needs_namespaces, network, peers, require_nft
 
 pytestmark = needs_namespaces
 
 NAT_PORT, OTHER_NAT_PORT = 20000, 30000
+
+
+class Nat:
+    """Makes a router hide all that is on its near side behind its own address on the far side.
+
+    A mapping from a port of the near side to one of `port` ends `timeout` seconds after the last datagram in
+    either direction; what comes to a port without mapping is dropped, and counted.
+    """
+
+    def __init__(self, far: End, port: int, timeout: int) -> None:
+        self._far = far
+        router = self._router = far.namespace
+        require_nft(router)
+        router.nft(
+            "add table ip nat",
+            "add chain ip nat out { type nat hook postrouting priority srcnat; }",
+            "add table inet filter",
+            "add counter inet filter refused",
+            "add counter inet filter outwards",
+            "add chain inet filter in { type filter hook input priority filter; }",
+            'add rule inet filter in meta l4proto udp counter name "refused" drop',
+            "add chain inet filter through { type filter hook forward priority filter; }",
+            f'add rule inet filter through oifname "{far.interface}" counter name "outwards"',
+        )
+        self.use_port(port)
+        router.set(
+            netfilter__nf_conntrack_udp_timeout=timeout, netfilter__nf_conntrack_udp_timeout_stream=timeout
+        )
+
+    def use_port(self, port: int) -> None:
+        """Give this port to the mappings that are made from now on."""
+        interface = self._far.interface
+        self._router.nft(
+            "flush chain ip nat out",
+            f'add rule ip nat out oifname "{interface}" meta l4proto udp masquerade to :{port}',
+        )
+
+    def ports(self) -> list[int]:
+        """The ports of the mappings that there are."""
+        table = [line.split() for line in self._router.read("/proc/net/nf_conntrack").splitlines()]
+        replies = [
+            [field for field in entry if field.startswith("dport=")] for entry in table if "udp" in entry
+        ]
+        return [int(fields[1].partition("=")[2]) for fields in replies]
+
+    def forget(self) -> None:
+        """Drop every mapping: the kernel does so when the address goes that they are for."""
+        self._far.take_away(self._far.ipv4)
+        eventually(lambda: not self.ports(), "the mappings are dropped")
+        self._far.assign(self._far.ipv4)
+
+    @property
+    def refused(self) -> int:
+        """Datagrams that came from the far side and had no mapping."""
+        return self._router.packets("refused")
+
+    @property
+    def outwards(self) -> int:
+        """Packets that were passed on to the far side."""
+        return self._router.packets("outwards")
 
 
 class Site(NamedTuple):
