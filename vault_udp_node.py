@@ -202,7 +202,7 @@ class Node(NodeState):
                 only_data = False
                 messages.extend(self._read_body(peer, pair, body, source, fresh, now))
             except PacketError as error:
-                self.count_drop(error.reason, source, now)
+                self.count_drop(error.reason, source, now, peer=peer)
                 only_data = False
             if session.up and not was_up:
                 was_up = True
@@ -238,8 +238,7 @@ class Node(NodeState):
         if self._rate_limiter is not None:
             allowed = self._rate_limiter.allow(peer.name, len(messages), now)
             if allowed < len(messages):
-                self.count_drop("rate_limited", peer.name, now)
-                self.counters["rate_limited"] += len(messages) - allowed - 1
+                self.count_drop("rate_limited", peer.name, now, len(messages) - allowed, peer)
                 messages = messages[:allowed]
         self.counters["received"] += len(messages)
         peer.received += len(messages)

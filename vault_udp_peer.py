@@ -38,6 +38,7 @@ class Peer:
         "announced_since",
         "announcements",
         "base_ready",
+        "counters",
         "identity",
         "lane",
         "laned",
@@ -79,6 +80,8 @@ class Peer:
         self.sent = 0
         self.received = 0
         """Messages, as in the counters of the whole node."""
+        self.counters: dict[str, int] | None = None
+        """What was dropped of what it sent or was to get, by reason; made with the first of them."""
         self.base_ready = False
         self.announce_at = NEVER
         self.announced_since = -NEVER
@@ -91,6 +94,12 @@ class Peer:
         """Identities refused here, so that each is told once per episode."""
         self.scheduled = NEVER
         """The deadline under which the entry stands in the timer queue."""
+
+    def count(self, reason: str, count: int) -> None:
+        """Note what was dropped."""
+        if self.counters is None:
+            self.counters = {}
+        self.counters[reason] = self.counters.get(reason, 0) + count
 
 
 class PeerTable:

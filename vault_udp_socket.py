@@ -325,7 +325,8 @@ class UDPSocketClass(Carrier):
             ``mode`` ("session", "base v1", "base v2", "waiting for keys", "lost"), ``names``, ``endpoint``
             (where it is sent to), ``protocol_version``, ``identity`` (Base64), ``added``, ``persistent``,
             ``coalesce``, ``clock_offset`` and ``round_trip`` (seconds), ``last_heard`` (seconds ago),
-            ``waiting``, ``sent`` and ``received`` (messages).
+            ``waiting``, ``sent`` and ``received`` (messages), ``counters`` (what was dropped of what it sent
+            or was to get, by reason, as in `get_stats`).
         """
         address = check_address(addr)
         with self._lock:

@@ -138,6 +138,7 @@ class NodeState:
             "waiting": len(peer.queue) + len(peer.lane),
             "sent": peer.sent,
             "received": peer.received,
+            "counters": dict(peer.counters or ()),
         }
 
     def new_peer(self, address: Address) -> Peer:
@@ -163,9 +164,17 @@ class NodeState:
             self.base.remove(name)
         self.drop_waiting(peer, "peer_removed")
 
-    def count_drop(self, reason: str, source: Address, now: float) -> None:
-        """Count a datagram that is dropped; log the first of each minute and reason."""
-        self.counters[reason] += 1
+    def count_drop(
+        self, reason: str, source: Address, now: float, count: int = 1, peer: Peer | None = None
+    ) -> None:
+        """Count what is dropped of what came from `source`; log the first of each minute and reason.
+
+        It is the peer's too: `peer` if something of it has opened, else whose address it is by what it says.
+        """
+        self.counters[reason] += count
+        peer = peer or self.table.by_name.get(source)
+        if peer is not None:
+            peer.count(reason, count)
         if reason == "too_many_sessions":
             # Two rotations wipe the keys, and with them what had to be remembered of sessions long gone.
             self.rotate_at = min(self.rotate_at, self.rotated_at + encryption_module.MIN_LIFETIME)
@@ -175,6 +184,7 @@ class NodeState:
     def count_loss(self, reason: str, count: int, peer: Peer, now: float) -> None:
         """Count messages of ours that are dropped; log the first of each minute and reason."""
         self.counters[reason] += count
+        peer.count(reason, count)
         if self._is_news(reason, now):
             logger.warning("%s: messages dropped (%s)", peer.name, reason)
 

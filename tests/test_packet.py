@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import tracemalloc
 from typing import Any, Callable
 
@@ -100,6 +101,20 @@ def test_one_frame_only_and_a_whole_one() -> None:
         assert refused_as(packet.read_frame, frame + frame) == "bad_frame"
         for size in range(len(frame)):
             assert refused_as(packet.read_frame, frame[:size]) == "bad_frame"
+
+
+def test_a_kept_compressor_forgets_each_message() -> None:
+    texts = [b"%d " % number * 300 for number in range(20)]
+    frames = [bytes(packet.compress_frame(text, 1 << 16)) for text in texts]
+    assert frames == [pyzstd.compress(text, 3) for text in texts]
+
+
+def test_each_thread_has_its_own_compressor() -> None:
+    compressors = [packet._kept.compressor]
+    thread = threading.Thread(target=lambda: compressors.append(packet._kept.compressor))
+    thread.start()
+    thread.join()
+    assert compressors[0] is packet._kept.compressor is not compressors[1]
 
 
 def test_what_does_not_fit_is_compressed_harder_before_it_is_refused() -> None:
