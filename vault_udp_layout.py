@@ -47,9 +47,10 @@ class StoredLayout(NamedTuple):
     """What follows the message, up to the padding."""
     body_size: int
 
-    def make(self, message: bytes) -> bytes:
-        """`make_payload_body(store_frame(message), body_size)`."""
-        return (b"%b%b%b" % (self.head, message, self.tail)).ljust(self.body_size, b"\0")
+    def make(self, messages: Sequence[bytes]) -> list[bytes]:
+        """`make_payload_body(store_frame(message), body_size)` for each of them."""
+        head, rest = self.head, self.tail.ljust(self.body_size - self.end, b"\0")
+        return [b"%b%b%b" % (head, message, rest) for message in messages]
 
     def read(self, body: bytes) -> bytes | None:
         """The message of a body as `make` makes it, whatever its padding; None for any other body."""
@@ -173,23 +174,25 @@ def make_bodies(messages: Sequence[bytes], body_size: int, coalesce: bool) -> li
         if len(sizes) == 1 and set(map(type, messages)) == {bytes}:
             return _make_bodies_alike(messages, sizes.pop(), body_size)
         return _make_bodies_mixed(messages, body_size)
-    return [_make_single(message, body_size) for message in messages]
+    return [body for message in messages for body in _make_single(message, body_size)]
 
 
-def _make_single(message: bytes, body_size: int) -> bytes:
+def _make_single(message: bytes, body_size: int) -> list[bytes]:
     if message.__class__ is CompressedFrame:
-        return packet.make_payload_body(message, body_size)
-    return stored_layout(len(message), body_size).make(message)
+        return [packet.make_payload_body(message, body_size)]
+    return stored_layout(len(message), body_size).make((message,))
 
 
 def _make_bodies_alike(messages: Sequence[bytes], size: int, body_size: int) -> list[bytes]:
     cost = size + (2 if size < 256 else 3)
-    count = max(1, min(MAX_MESSAGES_PER_BODY, (body_size - COALESCED_OVERHEAD) // cost))
-    bodies = []
+    count = min(MAX_MESSAGES_PER_BODY, (body_size - COALESCED_OVERHEAD) // cost)
+    if count < 2:
+        return stored_layout(size, body_size).make(messages)
+    bodies: list[bytes] = []
     for start in range(0, len(messages), count):
         part = messages[start : start + count]
         layout = alike_layout(len(part), size, body_size)
-        bodies.append(_make_single(part[0], body_size) if layout is None else layout.make(part))
+        bodies += _make_single(part[0], body_size) if layout is None else [layout.make(part)]
     return bodies
 
 
@@ -209,6 +212,6 @@ def _make_bodies_mixed(messages: Sequence[bytes], body_size: int) -> list[bytes]
             bodies.append(make_coalesced_body(messages[start:end], body_size))
         else:
             end = start + 1
-            bodies.append(_make_single(messages[start], body_size))
+            bodies += _make_single(messages[start], body_size)
         start = end
     return bodies
