@@ -125,6 +125,13 @@ class DatagramSocket:
         self._polls_until_probe = 1
         self._polls_between_probes = 1
 
+    @property
+    def reachable_family(self) -> int:
+        """The family of the addresses that can be reached from here, for `socket.getaddrinfo`."""
+        if self.family == socket.AF_INET6 and self._socket.getsockname()[0] == "::":
+            return socket.AF_UNSPEC
+        return self.family
+
     def take_over(self, previous: DatagramSocket) -> None:
         """Receive also what still comes to `previous`, from which nobody else receives any more.
 
