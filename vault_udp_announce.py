@@ -300,6 +300,9 @@ class Introductions:
 
     def announce(self, peer: Peer, now: float) -> None:
         """Announce us to a peer without keys, and set the time for the next time."""
+        if peer.host is not None and now < peer.host.held_until:
+            peer.announce_at = peer.host.held_until
+            return
         if peer.host is not None and self._join(peer, now):
             return
         session = peer.session
@@ -354,20 +357,20 @@ class Introductions:
         if peer is None or host is None:
             return  # removed meanwhile, or found to be another peer
         host.asked = False
-        if not addresses:
-            self._not_resolved(peer, why, now)
-            return
-        host.failures = 0
         before, session = set(host.places), peer.session
-        self._state.table.set_places(peer, list(dict.fromkeys(addresses))[:MAX_PLACES])
+        if addresses:
+            host.failures = 0
+            self._state.table.set_places(peer, list(dict.fromkeys(addresses))[:MAX_PLACES])
+        else:
+            self._not_resolved(peer, why, now)
         if peer.announce_at == NEVER:
             return
-        if not session.up and session.endpoint in before.difference(host.places):
+        if session.endpoint in before.difference(host.places):
             session.move_to(host.places[0])
-        if before.isdisjoint(host.places):
+        if host.places and before.isdisjoint(host.places):
             peer.announced_since, peer.announcements, host.reach = now, 0, 0
-        if not before.issuperset(host.places):
-            peer.announce_at = now
+        if now < host.held_until or not before.issuperset(host.places):
+            peer.announce_at, host.held_until = now, now
         self._state.schedule(peer)
 
     def _not_resolved(self, peer: Peer, why: str, now: float) -> None:
@@ -384,7 +387,6 @@ class Introductions:
         host.failures += 1
         if peer.announce_at != NEVER:
             host.look_up_at = now + min(2.0 ** min(host.failures - 1, 10), MAX_LOOKUP_DELAY)
-            self._state.schedule(peer)
 
     def _join(self, peer: Peer, now: float) -> bool:
         """Make one peer of this and of whom we know at an address of its host; True if there was one."""

@@ -32,7 +32,7 @@ MAX_CONFIRMED_STRANGERS = 16384
 class Host:
     """What there is to know of a peer because its name is that of a host."""
 
-    __slots__ = ("asked", "failures", "look_up_at", "place", "places", "reach")
+    __slots__ = ("asked", "failures", "held_until", "look_up_at", "place", "places", "reach")
 
     def __init__(self) -> None:
         self.places: list[Address] = []
@@ -42,6 +42,8 @@ class Host:
         self.reach = 0
         """So many places are announced to: each gets a head start on the next."""
         self.look_up_at = NEVER
+        self.held_until = -NEVER
+        """Until then nothing is announced: the answer may be that the host is elsewhere now."""
         self.asked = False
         """The name is being looked up."""
         self.failures = 0

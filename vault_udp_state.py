@@ -51,6 +51,8 @@ PROBE_PINGS = 16
 PROBE_INTERVAL = 0.2
 """Seconds between them. With 30 % loss each way, a live peer answers none once in 50,000 times."""
 LOG_INTERVAL = 60.0
+RESOLVE_FIRST = 1.0
+"""Seconds for which a host whose peer is gone is not looked for at its old addresses: it may have moved."""
 
 
 class Event(NamedTuple):
@@ -321,7 +323,7 @@ class NodeState:
             self.start_announcing(other, now)
         peer.announce_at, peer.announced_since, peer.announcements = now, now, 0
         if peer.host is not None:
-            peer.host.reach, peer.host.look_up_at = 0, now
+            peer.host.reach, peer.host.look_up_at, peer.host.held_until = 0, now, now + RESOLVE_FIRST
             if self.link_of(peer) is None:
                 peer.host.place = None
         self.schedule(peer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import random
 import socket
 import threading
 import weakref
@@ -1053,3 +1054,64 @@ def test_the_first_announcement_names_the_supplied_identity(net: FakeNet) -> Non
     assert announcement.hello is not None
     assert read_hello_untrusted(announcement.hello).to_sign == bob.sign_public
     assert net.sent[0].dst == B
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_happens_the_table_stays_whole_and_in_the_end_all_is_found(seed: int) -> None:
+    net = FakeNet(seed, delay=0.01, jitter=0.05, loss=0.1)
+    rng = random.Random(seed)
+    ips = [f"10.0.1.{number}" for number in range(5)]
+    hosts = ["a.example", "b.example", "c.example"]
+    alice = net.node(A, lifetime=10)
+    there: dict[str, Host | BaseHost] = {}
+    named: set[tuple[str, int]] = set()
+
+    def put(ip: str) -> None:
+        if rng.random() < 0.25:
+            there[ip] = base = BaseHost(net, rng.choice((1, 2)), (ip, 1002))
+            base.add_peer(A)
+        else:
+            there[ip] = net.node((ip, 1002), *([A] if rng.random() < 0.5 else []))
+
+    def step() -> None:
+        name = (rng.choice(hosts + ips[:3]), 1002)
+        kind, ip = rng.randrange(8), rng.choice(ips)
+        if kind <= 1:
+            alice.add_peer(name)
+            named.add(name)
+        elif kind == 2 and name in named:
+            alice.remove_peer(name)
+            named.discard(name)
+        elif kind == 3:
+            net.names[rng.choice(hosts)] = rng.sample(ips, rng.randrange(4))
+        elif kind == 4 and ip not in there:
+            put(ip)
+        elif kind == 5 and ip in there:
+            end = there.pop(ip)
+            if isinstance(end, Host) and rng.random() < 0.5:
+                end.stop()
+            else:
+                end.kill()
+        elif name in named or not is_host(name[0]):
+            alice.send(name, b"message")
+
+    for _ in range(300):
+        step()
+        check_table(alice)
+        net.run(rng.choice((0.001, 0.05, 0.3, 2.0, 8.0)))
+        check_table(alice)
+    net.loss = 0.0
+    for end in there.values():
+        end.kill()
+    for number, host in enumerate(hosts):
+        net.names[host] = ["10.0.9.9", ips[number]]
+    net.run(200)  # all are noticed to be gone, and all names asked for
+    ends = {ip: net.node((ip, 1002), A) for ip in ips}
+    assert net.run_until(lambda: all(alice.mode(name) == "session" for name in named), limit=17)
+    check_table(alice)
+    for name in named:
+        alice.send(name, f"last to {name}".encode())
+    net.run(0.2)
+    for name in named:
+        ip = ips[hosts.index(name[0])] if is_host(name[0]) else name[0]
+        assert f"last to {name}".encode() in [message for _, message in ends[ip].received]
