@@ -158,11 +158,7 @@ class Introductions:
 
     def _peer_for_hello(self, hello: Hello, source: Address, now: float) -> Peer | None:
         """The entry for a verified hello; None if it showed a known peer at another address."""
-        peer = self._state.table.at(source)
-        if peer is not None:
-            if peer.host is not None and self._state.known_key(source) not in (None, hello.sign):
-                self._state.reject(peer, hello.sign, True)  # the user's file binds who is at that address
-            self._state.check_identity(peer, hello.sign, now, echoed=True)
+        peer = self._checked_peer_at(source, hello.sign, now, echoed=True)
         for other in self._state.table.with_identity(hello.sign):
             if other is peer or other.session.enc != hello.enc or not other.session.pairs:
                 continue
@@ -188,6 +184,23 @@ class Introductions:
             self._state.check_identity(
                 peer, hello.sign, now, echoed=True
             )  # it may be known by the user's file
+        return peer
+
+    def _checked_peer_at(self, address: Address, sign: bytes, now: float, *, echoed: bool) -> Peer | None:
+        """The entry for that address, if the identity is allowed there.
+
+        Raises:
+            PacketError: ``identity_refused``, ``downgrade_refused``.
+        """
+        checked, peer = None, self._state.table.at(address)
+        while peer is not None and peer is not checked:
+            if not echoed and peer.supplied is not None:
+                raise PacketError("downgrade_refused")
+            if peer.host is not None and self._state.known_key(address) not in (None, sign):
+                self._state.reject(peer, sign, echoed)  # the user's file says who is at that address
+            self._state.check_identity(peer, sign, now, echoed=echoed)
+            # If a pin was released, the address may be another's now.
+            checked, peer = peer, self._state.table.at(address)
         return peer
 
     def _accept_hello(self, peer: Peer, hello: Hello, source: Address, now: float) -> None:
@@ -219,11 +232,9 @@ class Introductions:
         if version < self._best_version_of(sign):
             raise PacketError("downgrade_refused")
         address = (source[0], announcement.port or source[1])
-        peer = self._state.table.at(address)
-        if self._state.known_key(address) is not None or (peer is not None and peer.supplied is not None):
+        if self._state.known_key(address) is not None:
             raise PacketError("downgrade_refused")
-        if peer is not None:
-            self._state.check_identity(peer, sign, now, echoed=False)
+        self._checked_peer_at(address, sign, now, echoed=False)
         link = self._state.base.links.get(address)
         if link is not None and link.live(now) and enc == self._live_enc(address):
             self._state.base.unlearn(link)
@@ -275,9 +286,12 @@ class Introductions:
             return
         if (peer is not None and peer.session.up) or self._best_version_of(keys.sign) == SESSION:
             return
-        peer = self._state.own_entry(address)
-        if peer.identity not in (b"", keys.sign):
+        if peer is not None and peer.identity not in (b"", keys.sign):
+            self._state.base.remove(address, keep_keys=True)
             self._state.release_pin(peer, "other keys were supplied", now)
+            self.keys_supplied(address, now)  # the address may be another's now
+            return
+        peer = self._state.own_entry(address)
         link = self._state.base.add(address, packet.PROTOCOL_VERSION, now)
         link.added = True
         link.ready_at = link.refresh_at = now + SUPPLIED_KEYS_AFTER

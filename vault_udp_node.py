@@ -289,7 +289,7 @@ class Node(NodeState):
         peer.probe_at = NEVER
         peer.rejected.clear()
         self.base.remove(peer.listens_at)
-        if peer.host is not None:
+        if peer.host is not None and self.table.settled_at(peer.session.endpoint) is None:
             self.settle(peer, peer.session.endpoint)
         self.table.heard(peer, confirmed=True)
         self._remember(peer)
@@ -398,11 +398,11 @@ class Node(NodeState):
         """The lifetime was set: it counts from now."""
         lifetime = self.encryption.lifetime
         self.rotate_at = min(self.rotate_at, now + lifetime * (0.95 + 0.1 * self.rng.random()))
-        for link in self.base.links.values():
+        for address, link in self.base.links.items():
             link.refresh_at = min(link.refresh_at, now + lifetime / 2)
-        for peer in self.table.all():
-            if self.link_of(peer) is not None:
-                self.schedule(peer)
+            peer = self.table.settled_at(address)
+            assert peer is not None
+            self.schedule(peer)
 
     def identity_changed(self, now: float) -> None:
         """Our own keys were replaced: every session is of an identity that is gone."""

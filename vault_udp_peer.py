@@ -155,17 +155,15 @@ class PeerTable:
     def settled_at(self, address: Address) -> Peer | None:
         """The peer of that name, or that has settled there: whom users mean by the address."""
         peer = self.by_name.get(address)
-        if peer is None:
-            found = (peer for peer in self.by_place.get(address, ()) if peer.listens_at == address)
-            peer = next(found, None)
+        if peer is None and address in self.by_place:
+            peer = next((peer for peer in self.by_place[address] if peer.listens_at == address), None)
         return peer
 
     def at(self, source: Address) -> Peer | None:
         """Whose what comes from `source` is: as `settled_at`, or a peer that is looked for there."""
         peer = self.settled_at(source)
-        if peer is None:
-            found = (peer for peer in self.by_place.get(source, ()) if peer.listens_at == peer.name)
-            peer = next(found, None)
+        if peer is None and source in self.by_place:
+            peer = next((peer for peer in self.by_place[source] if peer.listens_at == peer.name), None)
         return peer
 
     def set_places(self, peer: Peer, places: Sequence[Address]) -> None:

@@ -41,8 +41,10 @@ class Resolver:
         self._threads = 0
 
     def look_up(self, names: Iterable[Address]) -> None:
-        """Look up (host name, port) each; returns at once."""
+        """Look up (host name, port) each; returns at once. Nothing happens after `stop`."""
         with self._lock:
+            if self._answer is None:
+                return
             self._waiting.update(dict.fromkeys(names))
             count = min(MAX_THREADS - self._threads, len(self._waiting))
             self._threads += count
