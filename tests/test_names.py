@@ -1115,3 +1115,70 @@ def test_whatever_happens_the_table_stays_whole_and_in_the_end_all_is_found(seed
     for name in named:
         ip = ips[hosts.index(name[0])] if is_host(name[0]) else name[0]
         assert f"last to {name}".encode() in [message for _, message in ends[ip].received]
+
+
+def test_keys_that_replace_those_of_a_live_base_peer_are_kept(base_net: FakeNet) -> None:
+    us, them = base_net.node(OURS, BASE_NAME), BaseHost(base_net)
+    them.add_peer(OURS)
+    base_net.run(1)
+    talk(base_net, us, them)
+    other = BaseHost(base_net, 2, ("10.0.0.3", 12000))
+    us.encryption.update_peer_keys(THEIRS, other.peer.enc_key, other.peer.sign_key)
+    with us._acting():
+        pass
+    base_net.run(3)
+    assert us.encryption.peer_keys_exist(THEIRS)
+    check_table(us)
+
+
+def test_a_stopped_resolver_starts_nothing() -> None:
+    names = Names("192.0.2.1")
+    resolver = Resolver(lambda *answer: None, socket.AF_UNSPEC, names)
+    resolver.stop()
+    resolver.look_up([("host.example", 1)])
+    assert resolver_threads() == []
+    assert names.asked == []
+
+
+def test_the_old_address_is_not_tried_before_the_name_is_asked_for(net: FakeNet) -> None:
+    net.names["host.example"] = ["10.0.0.2"]
+    alice, bob = net.node(A, NAME), net.node(B)
+    net.run(1)
+    net.names["host.example"], net.lookup_delay = ["10.0.0.3"], 0.3
+    moved = net.node(B2)
+    bob.stop()
+    bob.restart(same_identity=False)  # somebody else has its old address
+    net.run(2)
+    alice.send(NAME, b"for the host")
+    net.run(0.1)
+    assert moved.received == [(A, b"for the host")]
+    assert bob.received == []
+
+
+def test_a_resolver_that_hangs_does_not_keep_the_peer_from_its_old_address(net: FakeNet) -> None:
+    net.names["host.example"] = ["10.0.0.2"]
+    alice, bob = net.node(A, NAME), net.node(B)
+    net.run(1)
+    net.lookup_delay = 60.0
+    bob.stop()
+    net.run(0.1)
+    bob.restart()
+    assert net.run_until(lambda: alice.is_ready(NAME), limit=1.2)
+
+
+@pytest.mark.parametrize("says_goodbye", [True, False])
+def test_an_address_that_the_name_has_left_is_not_announced_to(net: FakeNet, says_goodbye: bool) -> None:
+    net.names["host.example"] = ["10.0.0.2"]
+    alice, bob = net.node(A, NAME), net.node(B)
+    net.run(1)
+    there = len(announced_to(net)[B])
+    net.names["host.example"] = ["10.0.9.0"]
+    if says_goodbye:
+        bob.stop()
+    else:
+        bob.kill()
+    alice.send(NAME, b"nobody is there")
+    net.run(30)
+    assert alice.kinds_of_events(NAME) == ["ready", "lost"]
+    assert len(announced_to(net)[DEAD[0]]) > 5
+    assert len(announced_to(net)[B]) == there
