@@ -12,12 +12,13 @@ strangers together.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable
+import logging
+from typing import TYPE_CHECKING, Callable, Sequence
 
 if TYPE_CHECKING or not __package__:
     import vault_udp_packet as packet
     import vault_udp_socket_helper as crypto
-    from vault_udp_address import Address
+    from vault_udp_address import Address, is_host
     from vault_udp_keys import NO_KEY, Hello, proof_is_good, read_hello_untrusted
     from vault_udp_packet import Announcement, PacketError
     from vault_udp_peer import Peer
@@ -27,7 +28,7 @@ if TYPE_CHECKING or not __package__:
 else:
     from . import vault_udp_packet as packet
     from . import vault_udp_socket_helper as crypto
-    from .vault_udp_address import Address
+    from .vault_udp_address import Address, is_host
     from .vault_udp_keys import NO_KEY, Hello, proof_is_good, read_hello_untrusted
     from .vault_udp_packet import Announcement, PacketError
     from .vault_udp_peer import Peer
@@ -36,11 +37,18 @@ else:
     from .vault_udp_state import NodeState
 
 
+logger = logging.getLogger(__name__)
+
 FULL_ANNOUNCEMENTS_FOR = 5.0
 ANNOUNCEMENT_CYCLE = 120.0
 """Seconds: full announcements for the first 5 of them, the short form for the rest, and again."""
 SUPPLIED_KEYS_AFTER = 1.0
 """Seconds without a hello after which keys that the application gave are used."""
+
+MAX_PLACES = 8
+"""Addresses of a host that are tried."""
+MAX_LOOKUP_DELAY = 60.0
+"""Seconds between attempts to resolve a name that has no addresses: 1, 2, 4 … so many."""
 
 STRANGERS_PER_SECOND = 1000
 STRANGERS_PER_IP_PER_SECOND = 500
@@ -53,7 +61,7 @@ SESSION = 3
 class Introductions:
     """Decides about announcements, and makes ours."""
 
-    def __init__(self, state: NodeState, on_merged: Callable[[Peer], None]) -> None:
+    def __init__(self, state: NodeState, on_merged: Callable[[Peer, Address | None, float], None]) -> None:
         self._state = state
         self._on_merged = on_merged
         self._strangers = RateLimiter(STRANGERS_PER_SECOND)
@@ -65,7 +73,7 @@ class Introductions:
 
     def affordable(self, source: Address, now: float) -> bool:
         """Charge one unauthenticated datagram to the budgets of its source; False if they are spent."""
-        peer = self._state.table.by_name.get(source)
+        peer = self._state.table.at(source)
         if peer is not None and peer.added:
             return bool(self._added.allow(source, 1, now))
         if not self._strangers_of_ip.allow(source[0], 1, now):
@@ -80,7 +88,7 @@ class Introductions:
         """Whether `affordable` is known to say no to who is at `source`: the cheap answer in a flood."""
         if now >= self._spent_until and (now >= self._ip_spent_until or source[0] != self._spent_ip):
             return False
-        return source not in self._state.table.by_name and not self._state.base.may_be_from(source)
+        return self._state.table.at(source) is None and not self._state.base.may_be_from(source)
 
     def answer_unknown_tag(self, datagram: bytes, source: Address, now: float) -> None:
         """Say hello to whom may hold keys of a session that we have lost; the datagram is dropped.
@@ -89,7 +97,7 @@ class Introductions:
             PacketError: ``unknown_tag``, always.
         """
         # Sealed for keys that we do not have: a peer of our past. One hello sets it right, if it listens.
-        peer = self._state.table.by_name.get(source)
+        peer = self._state.table.at(source)
         has_session = peer is not None and peer.session.up
         if (
             not has_session
@@ -152,9 +160,7 @@ class Introductions:
 
     def _peer_for_hello(self, hello: Hello, source: Address, now: float) -> Peer | None:
         """The entry for a verified hello; None if it showed a known peer at another address."""
-        peer = self._state.table.by_name.get(source)
-        if peer is not None:
-            self._state.check_identity(peer, hello.sign, now, echoed=True)
+        peer = self._checked_peer_at(source, hello.sign, now, echoed=True)
         for other in self._state.table.with_identity(hello.sign):
             if other is peer or other.session.enc != hello.enc or not other.session.pairs:
                 continue
@@ -169,11 +175,11 @@ class Introductions:
             if peer is None or not peer.added:
                 other.session.validate(source, packet.SHORT_ANNOUNCEMENT_SIZE, now)
                 return None
-            self._state.base.remove(other.name)
+            self._state.base.remove(other.listens_at)
             self._state.table.merge(peer, other)
             # It has answered here, which it need not have done where the session has met it so far.
             other.session.validate(source, packet.SHORT_ANNOUNCEMENT_SIZE, now)
-            self._on_merged(other)
+            self._on_merged(other, None, now)
             return None
         if peer is None:
             peer = self._state.new_peer(source)
@@ -182,11 +188,30 @@ class Introductions:
             )  # it may be known by the user's file
         return peer
 
+    def _checked_peer_at(self, address: Address, sign: bytes, now: float, *, echoed: bool) -> Peer | None:
+        """The entry for that address, if the identity is allowed there.
+
+        Raises:
+            PacketError: ``identity_refused``, ``downgrade_refused``.
+        """
+        checked, peer = None, self._state.table.at(address)
+        while peer is not None and peer is not checked:
+            if not echoed and peer.supplied is not None:
+                raise PacketError("downgrade_refused")
+            if peer.host is not None and self._state.known_key(address) not in (None, sign):
+                self._state.reject(peer, sign, echoed)  # the user's file says who is at that address
+            self._state.check_identity(peer, sign, now, echoed=echoed)
+            # If a pin was released, the address may be another's now.
+            checked, peer = peer, self._state.table.at(address)
+        return peer
+
     def _accept_hello(self, peer: Peer, hello: Hello, source: Address, now: float) -> None:
         self._state.table.set_identity(peer, hello.sign)
         self._state.note_version(hello.sign, SESSION)
         if not peer.session.up:
             peer.session.move_to(source)
+            if peer.host is not None:
+                self._state.settle(peer, source)
         if hello.holds != self._state.local.current.public:
             # Before the confirm, which the peer cannot open without it.
             self._send_hello(source, now, echo=hello.nonce, holds=hello.enc, to_sign=hello.sign)
@@ -209,11 +234,9 @@ class Introductions:
         if version < self._best_version_of(sign):
             raise PacketError("downgrade_refused")
         address = (source[0], announcement.port or source[1])
-        peer = self._state.table.by_name.get(address)
-        if self._state.known_key(address) is not None or (peer is not None and peer.supplied is not None):
+        if self._state.known_key(address) is not None:
             raise PacketError("downgrade_refused")
-        if peer is not None:
-            self._state.check_identity(peer, sign, now, echoed=False)
+        self._checked_peer_at(address, sign, now, echoed=False)
         link = self._state.base.links.get(address)
         if link is not None and link.live(now) and enc == self._live_enc(address):
             self._state.base.unlearn(link)
@@ -255,15 +278,22 @@ class Introductions:
         keys = self._state.encryption.peer_keys(address)
         if keys is None or not self._state.legacy_peers:
             return
-        peer = self._state.table.by_name.get(address)
+        if is_host(address[0]):
+            logger.warning("the keys given for %s are not used: give them for its IP address", address)
+            self._state.encryption.remove_peer_keys(address)
+            return
+        peer = self._state.table.at(address)
         if (peer is not None and peer.supplied is not None) or self._state.known_key(address) is not None:
             self._state.encryption.remove_peer_keys(address)
             return
         if (peer is not None and peer.session.up) or self._best_version_of(keys.sign) == SESSION:
             return
-        peer = self._state.own_entry(address)
-        if peer.identity not in (b"", keys.sign):
+        if peer is not None and peer.identity not in (b"", keys.sign):
+            self._state.base.remove(address, keep_keys=True)
             self._state.release_pin(peer, "other keys were supplied", now)
+            self.keys_supplied(address, now)  # the address may be another's now
+            return
+        peer = self._state.own_entry(address)
         link = self._state.base.add(address, packet.PROTOCOL_VERSION, now)
         link.added = True
         link.ready_at = link.refresh_at = now + SUPPLIED_KEYS_AFTER
@@ -280,23 +310,40 @@ class Introductions:
         enc, sign = self._state.encryption.verify_announcement(announcement)
         if sign != peer.identity:
             raise PacketError("identity_refused")
-        keys = self._state.encryption.peer_keys(peer.name)
+        keys = self._state.encryption.peer_keys(peer.listens_at)
         if keys is not None and keys.enc != enc:
-            self._state.encryption.store_peer_keys(peer.name, enc, sign, now, supplied=keys.supplied)
+            self._state.encryption.store_peer_keys(peer.listens_at, enc, sign, now, supplied=keys.supplied)
 
     def announce(self, peer: Peer, now: float) -> None:
         """Announce us to a peer without keys, and set the time for the next time."""
+        if peer.host is not None and now < peer.host.held_until:
+            peer.announce_at = peer.host.held_until
+            return
+        if peer.host is not None and self._join(peer, now):
+            return
         session = peer.session
         fields = {"echo": session.peer_nonce, "holds": session.enc, "to_sign": peer.supplied or b""}
         if now >= peer.announced_since + ANNOUNCEMENT_CYCLE:
             peer.announced_since, peer.announcements = now, 0
-        # Where it was last, and where the user says that it is.
-        for address in dict.fromkeys((session.endpoint, peer.name) if peer.added else (session.endpoint,)):
+            if peer.host is not None:
+                peer.host.look_up_at = now
+        for address in self._where_to_look(peer):
             self._announce_to(address, peer, fields, now)
         session.confirm_unopened(now)
         delay = announce_delay(peer.announcements, self._state.rng)
         peer.announce_at = min(now + delay, peer.announced_since + ANNOUNCEMENT_CYCLE)
         peer.announcements += 1
+
+    def _where_to_look(self, peer: Peer) -> list[Address]:
+        """Where the peer was last, and where the user says that it is."""
+        endpoint, host = peer.session.endpoint, peer.host
+        if host is None:
+            return list(dict.fromkeys((endpoint, peer.name) if peer.added else (endpoint,)))
+        # As RFC 8305 has it, the preferred address gets a head start, but no more: two announcements each.
+        host.reach += peer.announcements % 2 == 0
+        # Who is at an address already keeps it, until it turns out to be the same peer, or leaves.
+        places = [place for place in host.places[: host.reach] if self._state.table.at(place) is peer]
+        return list(dict.fromkeys(places if is_host(endpoint[0]) else [endpoint, *places]))
 
     def _announce_to(self, address: Address, peer: Peer, fields: dict[str, bytes], now: float) -> None:
         in_cycle = now - peer.announced_since
@@ -307,3 +354,85 @@ class Introductions:
             self._state.outgoing.append((address, body))
         else:
             self._send_hello(address, now, **fields)
+
+    # --------------------------------------------------------------------------------- names of hosts
+
+    def look_up(self, peer: Peer) -> None:
+        """Ask for the addresses of a host, unless its peer has been found meanwhile."""
+        host = peer.host
+        assert host is not None
+        host.look_up_at = NEVER
+        if peer.announce_at != NEVER and not host.asked:
+            host.asked = True
+            self._state.lookups.append(peer.name)
+
+    def resolved(self, name: Address, addresses: Sequence[Address], why: str, now: float) -> None:
+        """The answer to `look_up`; see `Node.resolved`."""
+        peer = self._state.table.by_name.get(name)
+        host = peer.host if peer is not None and peer.name == name else None
+        if peer is None or host is None:
+            return  # removed meanwhile, or found to be another peer
+        host.asked = False
+        before, session = set(host.places), peer.session
+        if addresses:
+            host.failures = 0
+            self._state.table.set_places(peer, list(dict.fromkeys(addresses))[:MAX_PLACES])
+        else:
+            self._not_resolved(peer, why, now)
+        if peer.announce_at == NEVER:
+            return
+        if session.endpoint in before.difference(host.places):
+            session.move_to(host.places[0])
+        if host.places and before.isdisjoint(host.places):
+            peer.announced_since, peer.announcements, host.reach = now, 0, 0
+        if now < host.held_until or not before.issuperset(host.places):
+            peer.announce_at, host.held_until = now, now
+        self._state.schedule(peer)
+
+    def _not_resolved(self, peer: Peer, why: str, now: float) -> None:
+        host = peer.host
+        assert host is not None
+        self._state.counters["name_not_resolved"] += 1
+        if not host.failures:
+            logger.warning(
+                "%s cannot be resolved (%s); check the name, and the name server of this machine; it is "
+                "tried again until the peer is found or removed",
+                peer.name,
+                why,
+            )
+        host.failures += 1
+        if peer.announce_at != NEVER:
+            host.look_up_at = now + min(2.0 ** min(host.failures - 1, 10), MAX_LOOKUP_DELAY)
+
+    def _join(self, peer: Peer, now: float) -> bool:
+        """Make one peer of this and of whom we know at an address of its host; True if there was one."""
+        state, host = self._state, peer.host
+        assert host is not None
+        if host.place is not None and not peer.session.pairs and state.link_of(peer) is None:
+            host.place = None  # somebody answered there, and nothing came of it
+        if host.place is not None:
+            return False
+        for place in host.places:
+            other = state.table.settled_at(place)
+            if other is None:
+                continue
+            if state.is_ready(other, now) and self._may_join(peer, other):
+                self._merge(peer, other, now)
+                return True
+            # A stranger in no session can begin anew, as this peer. In base mode only we can, if we must.
+            in_base, wanted = state.link_of(other) is not None, other.announce_at != NEVER
+            if not other.added and not other.session.up and (peer.supplied if in_base else not wanted):
+                state.table.forget(other)
+        return False
+
+    def _may_join(self, peer: Peer, other: Peer) -> bool:
+        # Name servers may lie. So nothing is joined to a peer that has not shown who it is.
+        bound = peer.supplied or (peer.identity if peer.session.persistent else b"")
+        return bound in (b"", other.identity) and (other.session.up or peer.supplied is None)
+
+    def _merge(self, peer: Peer, other: Peer, now: float) -> None:
+        name = peer.name
+        if peer.identity not in (b"", other.identity):
+            self._state.drop_waiting(peer, "queued_for_another_identity")
+        self._state.table.merge(peer, other)
+        self._on_merged(other, name, now)

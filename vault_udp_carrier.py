@@ -8,6 +8,8 @@ held while a callback runs, a system call blocks or a thread is joined.
 A message for a peer that is ready goes one of two ways. While nothing waits, it leaves in its caller's
 thread. In a burst it goes into the peer's lane, a list to which callers append without the lock, and the send
 thread takes it from there: sealing many at once and sending them in few system calls makes it fast.
+
+Names of hosts are looked up by a `Resolver`, which has threads while there are any.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_layout import MESSAGE_OVERHEAD
     from vault_udp_node import Event, Node
     from vault_udp_peer import Peer
+    from vault_udp_resolver import Resolver
     from vault_udp_session import NEVER
 else:
     from .vault_udp_address import Address
@@ -37,6 +40,7 @@ else:
     from .vault_udp_layout import MESSAGE_OVERHEAD
     from .vault_udp_node import Event, Node
     from .vault_udp_peer import Peer
+    from .vault_udp_resolver import Resolver
     from .vault_udp_session import NEVER
 
 logger = logging.getLogger(__name__)
@@ -106,6 +110,7 @@ class Carrier:
         self._replaced: deque[DatagramSocket] = deque()
         """Sockets of former ports that the receive thread has still to leave."""
         self._by_name = self._node.table.by_name
+        self._resolver = Resolver(self._resolved, datagrams.reachable_family)
         self._lane_size = LANE_SIZE
         self._sending = False
         self._last_direct = 0.0
@@ -199,11 +204,14 @@ class Carrier:
                 if stopped and not batches:
                     self._node.close(now)
                 effects = self._take_effects_locked()
+                lookups = _taken(self._node.lookups) if self._node.lookups else ()
                 self._sending = bool(batches)
                 datagrams = self._datagrams
             for endpoint, sealed in batches:
                 datagrams.send(sealed, endpoint)
             self._carry_out(effects, datagrams)
+            if lookups:
+                self._resolver.look_up(lookups)
             if effects.events:
                 datagrams.wake()
             if stopped and not batches:
@@ -301,6 +309,12 @@ class Carrier:
 
     # --------------------------------------------------------------------------------- changes, the end
 
+    def _resolved(self, name: Address, addresses: list[Address], why: str) -> None:
+        with self._lock:
+            if not self._stopped:
+                self._node.resolved(name, addresses, why, time.monotonic())
+                self._wake_sender_locked()
+
     def _replace_socket(self, new: DatagramSocket) -> None:
         """Send from and listen on another socket; the old one is listened to a little longer.
 
@@ -330,6 +344,7 @@ class Carrier:
 
     def _stop_threads(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
+        self._resolver.stop()
         with self._lock:
             self._stopped = True
             self._by_name = {}  # no way past the check of `_stopped`
@@ -362,6 +377,7 @@ class Carrier:
         self._lock = self._encryption.lock = threading.RLock()
         self._work = self._room = self._ready = threading.Condition(self._lock)
         self._by_name = {}
+        self._resolver.abandon()
         self._datagrams.abandon()
         self._abandon_files()
 

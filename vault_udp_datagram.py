@@ -130,6 +130,13 @@ class DatagramSocket:
         self._has_sent = False
         self._received_at = 0.0
 
+    @property
+    def reachable_family(self) -> int:
+        """The family of the addresses that can be reached from here, for `socket.getaddrinfo`."""
+        if self.family == socket.AF_INET6 and self._socket.getsockname()[0] == "::":
+            return socket.AF_UNSPEC
+        return self.family
+
     def take_over(self, previous: DatagramSocket) -> None:
         """Receive also what still comes to `previous`, from which nobody else receives any more.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING or not __package__:
     import vault_udp_encryption as encryption_module
     import vault_udp_packet as packet
     import vault_udp_socket_helper as crypto
-    from vault_udp_address import Address
+    from vault_udp_address import Address, is_host
     from vault_udp_announce import Introductions
     from vault_udp_base import PIN_AFTER_SILENCE
     from vault_udp_encryption import VaultAsymmetricEncryption
@@ -35,7 +35,7 @@ else:
     from . import vault_udp_encryption as encryption_module
     from . import vault_udp_packet as packet
     from . import vault_udp_socket_helper as crypto
-    from .vault_udp_address import Address
+    from .vault_udp_address import Address, is_host
     from .vault_udp_announce import Introductions
     from .vault_udp_base import PIN_AFTER_SILENCE
     from .vault_udp_encryption import VaultAsymmetricEncryption
@@ -112,21 +112,36 @@ class Node(NodeState):
 
     def add_peer(self, address: Address, now: float, supplied: bytes | None = None) -> Peer:
         """Put `address` on the list of those we talk to, bound to the identity `supplied` if given."""
-        peer = self.table.by_name.get(address) or self.new_peer(address)
+        peer = self._named(address, supplied, now) or self.new_peer(address)
         self.table.mark_added(peer)
         if supplied is not None:
             if peer.identity not in (b"", supplied):
                 self.release_pin(peer, "another key was supplied", now)
+                peer = self.table.by_name[address]  # an entry of its own now, if it had several names
             peer.supplied = supplied
-            self.base.remove(address)
+            self.base.remove(peer.listens_at)
+            if is_host(address[0]):
+                self.host_keys[address] = supplied
         self._remember(peer)
         if not self.is_ready(peer, now) and peer.announce_at == NEVER:
             self.start_announcing(peer, now)
         return peer
 
+    def _named(self, address: Address, supplied: bytes | None, now: float) -> Peer | None:
+        """The entry of that name; of somebody whose host's name led there, the address becomes a name."""
+        peer = self.table.settled_at(address)
+        if peer is None or address in peer.names:
+            return peer
+        bound = supplied or self.known_key(address)
+        if bound not in (None, peer.identity):
+            self.release_pin(peer, "another key was supplied for its address", now)
+            return None
+        self.table.add_name(peer, address)
+        return peer
+
     def contact(self, address: Address, now: float) -> Peer:
         """The peer at `address`, announced to if it is new: data is waiting for it."""
-        peer = self.table.by_name.get(address) or self.new_peer(address)
+        peer = self.table.settled_at(address) or self.new_peer(address)
         if not self.is_ready(peer, now) and peer.announce_at == NEVER:
             self.start_announcing(peer, now)
         return peer
@@ -136,9 +151,12 @@ class Node(NodeState):
         peer = self.table.by_name.get(address)
         if peer is None:
             return False
+        self.host_keys.pop(address, None)
         if len(peer.names) > 1:
+            listened_at = peer.listens_at
             self.table.remove_name(peer, address)
-            self.base.remove(address)
+            if peer.listens_at != listened_at:
+                self.base.remove(listened_at)
         else:
             peer.session.say_goodbye(now)
             self.table.forget(peer)
@@ -247,11 +265,11 @@ class Node(NodeState):
         if not peer.added:
             self.table.heard(peer)
 
-    def _merged(self, peer: Peer) -> None:
-        """An added entry has turned out to be this peer, which was known already."""
+    def _merged(self, peer: Peer, name: Address | None, now: float) -> None:
+        """An added entry, of that name, has turned out to be this peer, which was known already."""
         self._remember(peer)
-        if peer.session.up:
-            self.became_ready(peer)
+        if self.is_ready(peer, now):
+            self.became_ready(peer, name)
 
     def _remember(self, peer: Peer) -> None:
         if not (self._remember_peers and peer.added and peer.session.up and peer.session.persistent):
@@ -268,7 +286,9 @@ class Node(NodeState):
         peer.announce_at = NEVER
         peer.probe_at = NEVER
         peer.rejected.clear()
-        self.base.remove(peer.name)
+        self.base.remove(peer.listens_at)
+        if peer.host is not None and self.table.settled_at(peer.session.endpoint) is None:
+            self.settle(peer, peer.session.endpoint)
         self.table.heard(peer, confirmed=True)
         self._remember(peer)
         self.became_ready(peer)
@@ -310,7 +330,8 @@ class Node(NodeState):
             raise PacketError("stranger_budget")
 
     def _receive_base(self, address: Address, body_bytes: bytes, now: float) -> None:
-        peer, link = self.table.by_name[address], self.base.links[address]
+        peer, link = self.table.settled_at(address), self.base.links[address]
+        assert peer is not None
         content = self.base.read(link, body_bytes)
         self.note_version(peer.identity, link.version)
         peer.announce_at = NEVER
@@ -340,7 +361,7 @@ class Node(NodeState):
             datagrams = session.seal(bodies, now)
             self.look_at(peer, now + SILENCE_BEFORE_PING)
             return session.endpoint, datagrams
-        link = self.base.links[peer.name]
+        link = self.base.links[peer.listens_at]
         datagrams = []
         for message in messages:
             try:
@@ -378,7 +399,9 @@ class Node(NodeState):
         self.rotate_at = min(self.rotate_at, now + lifetime * (0.95 + 0.1 * self.rng.random()))
         for address, link in self.base.links.items():
             link.refresh_at = min(link.refresh_at, now + lifetime / 2)
-            self.schedule(self.table.by_name[address])
+            peer = self.table.settled_at(address)
+            assert peer is not None
+            self.schedule(peer)
 
     def identity_changed(self, now: float) -> None:
         """Our own keys were replaced: every session is of an identity that is gone."""
@@ -441,10 +464,12 @@ class Node(NodeState):
             self.start_announcing(peer, now)
         if peer.probe_at <= now:
             self._run_probe(peer, now)
-        if self.base.links.get(peer.name) is not None:
+        if self.link_of(peer) is not None:
             self._run_base_timers(peer, now)
         if peer.announce_at <= now:
             self._introductions.announce(peer, now)
+        if peer.host is not None and peer.host.look_up_at <= now and peer.names:
+            self._introductions.look_up(peer)
         expired = 0
         while peer.queue and peer.queue[0][0] + encryption_module.MAX_MESSAGE_AGE_SECONDS <= now:
             peer.queue.pop(0)
@@ -468,11 +493,11 @@ class Node(NodeState):
                 self.table.forget(peer)
 
     def _run_base_timers(self, peer: Peer, now: float) -> None:
-        link = self.base.links[peer.name]
-        keys = self.encryption.peer_keys(peer.name)
+        link = self.base.links[peer.listens_at]
+        keys = self.encryption.peer_keys(link.address)
         silent = now - link.opened_at > max(self.encryption.lifetime, PIN_AFTER_SILENCE)
         if keys is None or (silent and not keys.supplied):
-            self.base.remove(peer.name)
+            self.base.remove(link.address)
             self.table.set_identity(peer, b"")
             peer.base_ready = False
             self.events.append(Event("lost", peer.name, "its key has expired"))
@@ -509,6 +534,10 @@ class Node(NodeState):
         self.encryption.forget_old_nonces()
         self.rotate_at = NEVER
         self.lifetime_changed(now)
+
+    def resolved(self, name: Address, addresses: Sequence[Address], why: str, now: float) -> None:
+        """A name of `lookups` stands for these addresses, the preferred one first; if for none, `why`."""
+        self._introductions.resolved(name, addresses, why, now)
 
     def keys_supplied(self, address: Address, now: float) -> None:
         """The application has given base keys for `address`: use them unless a session comes up first."""

@@ -23,8 +23,10 @@ import pyzstd
 
 if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
+    from vault_udp_address import is_host
 else:
     from . import vault_udp_socket_helper as crypto
+    from .vault_udp_address import is_host
 
 PROTOCOL_VERSION = 2
 
@@ -207,8 +209,11 @@ def _decompress(frame: bytes, limit: int) -> bytes:
 
 
 def body_size_for(ip: str, body_size: int) -> int:
-    """Bytes of a body towards `ip`, if `body_size` is what they are over IPv4: IPv6 has a longer header."""
-    return body_size - 20 if ":" in ip else body_size
+    """Bytes of a body towards `ip`, if `body_size` is what they are over IPv4: IPv6 has a longer header.
+
+    A host's name may turn out to be an IPv6 address.
+    """
+    return body_size - 20 if ":" in ip or is_host(ip) else body_size
 
 
 def payload_room(body_size: int) -> int:
