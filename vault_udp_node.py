@@ -24,6 +24,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_announce import Introductions
     from vault_udp_base import PIN_AFTER_SILENCE
     from vault_udp_encryption import VaultAsymmetricEncryption
+    from vault_udp_hosts import Hosts
     from vault_udp_keys import MIN_SEALED_SIZE, SEALED_OVERHEAD, TAG_SIZE, Pair
     from vault_udp_layout import make_bodies, read_messages, stored_layout
     from vault_udp_packet import PacketError, TooLargeError
@@ -39,6 +40,7 @@ else:
     from .vault_udp_announce import Introductions
     from .vault_udp_base import PIN_AFTER_SILENCE
     from .vault_udp_encryption import VaultAsymmetricEncryption
+    from .vault_udp_hosts import Hosts
     from .vault_udp_keys import MIN_SEALED_SIZE, SEALED_OVERHEAD, TAG_SIZE, Pair
     from .vault_udp_layout import make_bodies, read_messages, stored_layout
     from .vault_udp_packet import PacketError, TooLargeError
@@ -106,7 +108,8 @@ class Node(NodeState):
         self._remember_peers = remember_peers
         if keepalive is not None:
             self.local.keepalive = keepalive
-        self._introductions = Introductions(self, self._merged)
+        self._hosts = Hosts(self, self._merged)
+        self._introductions = Introductions(self, self._hosts, self._merged)
         self._rate_limiter = RateLimiter(rate_limit) if rate_limit is not None else None
         self.lifetime_changed(now)
 
@@ -469,7 +472,7 @@ class Node(NodeState):
         if peer.announce_at <= now:
             self._introductions.announce(peer, now)
         if peer.host is not None and peer.host.look_up_at <= now and peer.names:
-            self._introductions.look_up(peer)
+            self._hosts.look_up(peer)
         expired = 0
         while peer.queue and peer.queue[0][0] + encryption_module.MAX_MESSAGE_AGE_SECONDS <= now:
             peer.queue.pop(0)
@@ -537,7 +540,7 @@ class Node(NodeState):
 
     def resolved(self, name: Address, addresses: Sequence[Address], why: str, now: float) -> None:
         """A name of `lookups` stands for these addresses, the preferred one first; if for none, `why`."""
-        self._introductions.resolved(name, addresses, why, now)
+        self._hosts.resolved(name, addresses, why, now)
 
     def keys_supplied(self, address: Address, now: float) -> None:
         """The application has given base keys for `address`: use them unless a session comes up first."""

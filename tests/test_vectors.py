@@ -28,6 +28,7 @@ MODULES = (
     "keys",
     "session",
     "announce",
+    "hosts",
     "node",
     "state",
     "peer",
