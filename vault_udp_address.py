@@ -1,14 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forms of addresses: one canonical `(ip, port)` for users, whatever the socket module calls it."""
+"""The forms of addresses: one canonical `(ip, port)` for users, whatever the socket module calls it.
+
+A host's name may stand where the IP stands; it, too, has one canonical form.
+"""
 
 from __future__ import annotations
 
 import errno
+import re
 import socket
 from typing import Any, Tuple
 
 Address = Tuple[str, int]
-"""``(ip, port)``: dotted IPv4, or compressed IPv6 with ``%interface`` if it is link-local."""
+"""``(ip, port)``: dotted IPv4, or compressed IPv6 with ``%interface`` if it is link-local; or
+(host name, port)."""
+
+_IP_TEXT = re.compile(r"[0-9.]+|.*:.*")
+_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
 def normalize(address: Any) -> Address:
@@ -48,6 +57,39 @@ def resolve_literal(ip: str) -> str | None:
     if not is_link_local:
         return text
     return f"{text}%{_interface_name(int(scope)) if scope.isdecimal() else scope}"
+
+
+def canonical_host(text: str) -> str | None:
+    """The canonical text of a host's name, None if it is not one (RFC 1123, 2.1).  Asks no name server.
+
+    Lower case, without a dot at the end; what is not ASCII as IDNA (RFC 3490) shows it.  Underscores occur in
+    names that people have.  What ends in a number would be taken for an IPv4 address by some.
+    """
+    if len(text) > 254:  # 253 and a dot; the codec takes its time with long ones
+        return None
+    try:
+        name = ascii_host(text)
+        name = name[:-1] if name.endswith(".") else name
+        shown = name if text.isascii() else name.encode("ascii").decode("idna")
+    except UnicodeError:
+        return None
+    labels = name.split(".")
+    is_name = len(name) <= 253 and all(map(_LABEL.fullmatch, labels)) and not _NUMBER.fullmatch(labels[-1])
+    return shown if is_name else None
+
+
+def ascii_host(name: str) -> str:
+    """A host's name as name servers know it.
+
+    Raises:
+        UnicodeError: IDNA has no form of it.
+    """
+    return (name if name.isascii() else name.encode("idna").decode("ascii")).lower()
+
+
+def is_host(text: str) -> bool:
+    """Whether a canonical text is a host's name, not an IP address."""
+    return _IP_TEXT.fullmatch(text) is None
 
 
 def _interface_name(scope_id: int) -> str:

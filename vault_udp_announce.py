@@ -12,12 +12,14 @@ strangers together.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Callable
 
 if TYPE_CHECKING or not __package__:
     import vault_udp_packet as packet
     import vault_udp_socket_helper as crypto
-    from vault_udp_address import Address
+    from vault_udp_address import Address, is_host
+    from vault_udp_hosts import Hosts
     from vault_udp_keys import NO_KEY, Hello, proof_is_good, read_hello_untrusted
     from vault_udp_packet import Announcement, PacketError
     from vault_udp_peer import Peer
@@ -27,7 +29,8 @@ if TYPE_CHECKING or not __package__:
 else:
     from . import vault_udp_packet as packet
     from . import vault_udp_socket_helper as crypto
-    from .vault_udp_address import Address
+    from .vault_udp_address import Address, is_host
+    from .vault_udp_hosts import Hosts
     from .vault_udp_keys import NO_KEY, Hello, proof_is_good, read_hello_untrusted
     from .vault_udp_packet import Announcement, PacketError
     from .vault_udp_peer import Peer
@@ -35,6 +38,7 @@ else:
     from .vault_udp_session import MAX_RETIRED_PAIRS, NEVER, announce_delay
     from .vault_udp_state import NodeState
 
+logger = logging.getLogger(__name__)
 
 FULL_ANNOUNCEMENTS_FOR = 5.0
 ANNOUNCEMENT_CYCLE = 120.0
@@ -53,8 +57,11 @@ SESSION = 3
 class Introductions:
     """Decides about announcements, and makes ours."""
 
-    def __init__(self, state: NodeState, on_merged: Callable[[Peer], None]) -> None:
+    def __init__(
+        self, state: NodeState, hosts: Hosts, on_merged: Callable[[Peer, Address | None, float], None]
+    ) -> None:
         self._state = state
+        self._hosts = hosts
         self._on_merged = on_merged
         self._strangers = RateLimiter(STRANGERS_PER_SECOND)
         self._strangers_of_ip = RateLimiter(STRANGERS_PER_IP_PER_SECOND)
@@ -65,7 +72,7 @@ class Introductions:
 
     def affordable(self, source: Address, now: float) -> bool:
         """Charge one unauthenticated datagram to the budgets of its source; False if they are spent."""
-        peer = self._state.table.by_name.get(source)
+        peer = self._state.table.at(source)
         if peer is not None and peer.added:
             return bool(self._added.allow(source, 1, now))
         if not self._strangers_of_ip.allow(source[0], 1, now):
@@ -77,8 +84,10 @@ class Introductions:
         return True
 
     def is_hopeless(self, source: Address, now: float) -> bool:
-        """Whether `affordable` is known to say no to a stranger at `source`: the cheap answer in a flood."""
-        return now < self._spent_until or (now < self._ip_spent_until and source[0] == self._spent_ip)
+        """Whether `affordable` is known to say no to who is at `source`: the cheap answer in a flood."""
+        if now >= self._spent_until and (now >= self._ip_spent_until or source[0] != self._spent_ip):
+            return False
+        return self._state.table.at(source) is None and not self._state.base.may_be_from(source)
 
     def answer_unknown_tag(self, datagram: bytes, source: Address, now: float) -> None:
         """Say hello to whom may hold keys of a session that we have lost; the datagram is dropped.
@@ -87,7 +96,7 @@ class Introductions:
             PacketError: ``unknown_tag``, always.
         """
         # Sealed for keys that we do not have: a peer of our past. One hello sets it right, if it listens.
-        peer = self._state.table.by_name.get(source)
+        peer = self._state.table.at(source)
         has_session = peer is not None and peer.session.up
         if (
             not has_session
@@ -150,9 +159,7 @@ class Introductions:
 
     def _peer_for_hello(self, hello: Hello, source: Address, now: float) -> Peer | None:
         """The entry for a verified hello; None if it showed a known peer at another address."""
-        peer = self._state.table.by_name.get(source)
-        if peer is not None:
-            self._state.check_identity(peer, hello.sign, now, echoed=True)
+        peer = self._checked_peer_at(source, hello.sign, now, echoed=True)
         for other in self._state.table.with_identity(hello.sign):
             if other is peer or other.session.enc != hello.enc or not other.session.pairs:
                 continue
@@ -167,11 +174,11 @@ class Introductions:
             if peer is None or not peer.added:
                 other.session.validate(source, packet.SHORT_ANNOUNCEMENT_SIZE, now)
                 return None
-            self._state.base.remove(other.name)
+            self._state.base.remove(other.listens_at)
             self._state.table.merge(peer, other)
             # It has answered here, which it need not have done where the session has met it so far.
             other.session.validate(source, packet.SHORT_ANNOUNCEMENT_SIZE, now)
-            self._on_merged(other)
+            self._on_merged(other, None, now)
             return None
         if peer is None:
             peer = self._state.new_peer(source)
@@ -180,11 +187,30 @@ class Introductions:
             )  # it may be known by the user's file
         return peer
 
+    def _checked_peer_at(self, address: Address, sign: bytes, now: float, *, echoed: bool) -> Peer | None:
+        """The entry for that address, if the identity is allowed there.
+
+        Raises:
+            PacketError: ``identity_refused``, ``downgrade_refused``.
+        """
+        checked, peer = None, self._state.table.at(address)
+        while peer is not None and peer is not checked:
+            if not echoed and peer.supplied is not None:
+                raise PacketError("downgrade_refused")
+            if peer.host is not None and self._state.known_key(address) not in (None, sign):
+                self._state.reject(peer, sign, echoed)  # the user's file says who is at that address
+            self._state.check_identity(peer, sign, now, echoed=echoed)
+            # If a pin was released, the address may be another's now.
+            checked, peer = peer, self._state.table.at(address)
+        return peer
+
     def _accept_hello(self, peer: Peer, hello: Hello, source: Address, now: float) -> None:
         self._state.table.set_identity(peer, hello.sign)
         self._state.note_version(hello.sign, SESSION)
         if not peer.session.up:
             peer.session.move_to(source)
+            if peer.host is not None:
+                self._state.settle(peer, source)
         if hello.holds != self._state.local.current.public:
             # Before the confirm, which the peer cannot open without it.
             self._send_hello(source, now, echo=hello.nonce, holds=hello.enc, to_sign=hello.sign)
@@ -207,11 +233,9 @@ class Introductions:
         if version < self._best_version_of(sign):
             raise PacketError("downgrade_refused")
         address = (source[0], announcement.port or source[1])
-        peer = self._state.table.by_name.get(address)
-        if self._state.known_key(address) is not None or (peer is not None and peer.supplied is not None):
+        if self._state.known_key(address) is not None:
             raise PacketError("downgrade_refused")
-        if peer is not None:
-            self._state.check_identity(peer, sign, now, echoed=False)
+        self._checked_peer_at(address, sign, now, echoed=False)
         link = self._state.base.links.get(address)
         if link is not None and link.live(now) and enc == self._live_enc(address):
             self._state.base.unlearn(link)
@@ -253,15 +277,22 @@ class Introductions:
         keys = self._state.encryption.peer_keys(address)
         if keys is None or not self._state.legacy_peers:
             return
-        peer = self._state.table.by_name.get(address)
+        if is_host(address[0]):
+            logger.warning("the keys given for %s are not used: give them for its IP address", address)
+            self._state.encryption.remove_peer_keys(address)
+            return
+        peer = self._state.table.at(address)
         if (peer is not None and peer.supplied is not None) or self._state.known_key(address) is not None:
             self._state.encryption.remove_peer_keys(address)
             return
         if (peer is not None and peer.session.up) or self._best_version_of(keys.sign) == SESSION:
             return
-        peer = self._state.own_entry(address)
-        if peer.identity not in (b"", keys.sign):
+        if peer is not None and peer.identity not in (b"", keys.sign):
+            self._state.base.remove(address, keep_keys=True)
             self._state.release_pin(peer, "other keys were supplied", now)
+            self.keys_supplied(address, now)  # the address may be another's now
+            return
+        peer = self._state.own_entry(address)
         link = self._state.base.add(address, packet.PROTOCOL_VERSION, now)
         link.added = True
         link.ready_at = link.refresh_at = now + SUPPLIED_KEYS_AFTER
@@ -278,24 +309,34 @@ class Introductions:
         enc, sign = self._state.encryption.verify_announcement(announcement)
         if sign != peer.identity:
             raise PacketError("identity_refused")
-        keys = self._state.encryption.peer_keys(peer.name)
+        keys = self._state.encryption.peer_keys(peer.listens_at)
         if keys is not None and keys.enc != enc:
-            self._state.encryption.store_peer_keys(peer.name, enc, sign, now, supplied=keys.supplied)
+            self._state.encryption.store_peer_keys(peer.listens_at, enc, sign, now, supplied=keys.supplied)
 
     def announce(self, peer: Peer, now: float) -> None:
         """Announce us to a peer without keys, and set the time for the next time."""
+        if peer.host is not None and not self._hosts.may_announce(peer, now):
+            return
         session = peer.session
         fields = {"echo": session.peer_nonce, "holds": session.enc, "to_sign": peer.supplied or b""}
         if now >= peer.announced_since + ANNOUNCEMENT_CYCLE:
             peer.announced_since, peer.announcements = now, 0
-        # Where it was last, and where the user says that it is.
-        for address in dict.fromkeys((session.endpoint, peer.name) if peer.added else (session.endpoint,)):
+            if peer.host is not None:
+                peer.host.look_up_at = now
+        for address in self._where_to_look(peer):
             self._announce_to(address, peer, fields, now)
         session.confirm_unopened(now)
         session.ask_if_lost(now)
         delay = announce_delay(peer.announcements, self._state.rng)
         peer.announce_at = min(now + delay, peer.announced_since + ANNOUNCEMENT_CYCLE)
         peer.announcements += 1
+
+    def _where_to_look(self, peer: Peer) -> list[Address]:
+        """Where the peer was last, and where the user says that it is."""
+        endpoint = peer.session.endpoint
+        if peer.host is not None:
+            return self._hosts.where_to_look(peer)
+        return list(dict.fromkeys((endpoint, peer.name) if peer.added else (endpoint,)))
 
     def _announce_to(self, address: Address, peer: Peer, fields: dict[str, bytes], now: float) -> None:
         in_cycle = now - peer.announced_since

@@ -8,6 +8,8 @@ held while a callback runs, a system call blocks or a thread is joined.
 A message for a peer that is ready goes one of two ways. While nothing waits, it leaves in its caller's
 thread. In a burst it goes into the peer's lane, a list to which callers append without the lock, and the send
 thread takes it from there: sealing many at once and sending them in few system calls makes it fast.
+
+Names of hosts are looked up by a `Resolver`, which has threads while there are any.
 """
 
 from __future__ import annotations
@@ -21,22 +23,24 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, Sequence, TypeVar
 
 if TYPE_CHECKING or not __package__:
-    import vault_udp_packet as packet
     from vault_udp_address import Address
     from vault_udp_datagram import DatagramSocket, SocketClosed
     from vault_udp_encryption import VaultAsymmetricEncryption
     from vault_udp_errors import StoppedError
+    from vault_udp_layout import MESSAGE_OVERHEAD
     from vault_udp_node import Event, Node
     from vault_udp_peer import Peer
+    from vault_udp_resolver import Resolver
     from vault_udp_session import NEVER
 else:
-    from . import vault_udp_packet as packet
     from .vault_udp_address import Address
     from .vault_udp_datagram import DatagramSocket, SocketClosed
     from .vault_udp_encryption import VaultAsymmetricEncryption
     from .vault_udp_errors import StoppedError
+    from .vault_udp_layout import MESSAGE_OVERHEAD
     from .vault_udp_node import Event, Node
     from .vault_udp_peer import Peer
+    from .vault_udp_resolver import Resolver
     from .vault_udp_session import NEVER
 
 logger = logging.getLogger(__name__)
@@ -107,6 +111,7 @@ class Carrier:
         self._replaced: deque[DatagramSocket] = deque()
         """Sockets of former ports that the receive thread has still to leave."""
         self._by_name = self._node.table.by_name
+        self._resolver = Resolver(self._resolved, datagrams.reachable_family)
         self._lane_size = LANE_SIZE
         self._sending = False
         self._last_direct = 0.0
@@ -200,11 +205,14 @@ class Carrier:
                 if stopped and not batches:
                     self._node.close(now)
                 effects = self._take_effects_locked()
+                lookups = _taken(self._node.lookups) if self._node.lookups else ()
                 self._sending = bool(batches)
                 datagrams = self._datagrams
             for endpoint, sealed in batches:
                 datagrams.send(sealed, endpoint)
             self._carry_out(effects, datagrams)
+            if lookups:
+                self._resolver.look_up(lookups)
             if effects.events:
                 datagrams.wake()
             if stopped and not batches:
@@ -234,7 +242,7 @@ class Carrier:
             lane, ready = peer.lane, self._node.is_ready(peer, now)
             messages = self._node.take_queue(peer) if ready else []
             if lane:
-                count = max(64, BYTES_PER_ROUND // (len(lane[0]) + packet.MESSAGE_OVERHEAD))
+                count = max(64, BYTES_PER_ROUND // (len(lane[0]) + MESSAGE_OVERHEAD))
                 messages += lane[:count]
                 del lane[:count]
             if lane:
@@ -310,6 +318,12 @@ class Carrier:
 
     # --------------------------------------------------------------------------------- changes, the end
 
+    def _resolved(self, name: Address, addresses: list[Address], why: str) -> None:
+        with self._lock:
+            if not self._stopped:
+                self._node.resolved(name, addresses, why, time.monotonic())
+                self._wake_sender_locked()
+
     def _replace_socket(self, new: DatagramSocket) -> None:
         """Send from and listen on another socket; the old one is listened to a little longer.
 
@@ -340,6 +354,7 @@ class Carrier:
 
     def _stop_threads(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
+        self._resolver.stop()
         with self._lock:
             self._stopped = True
             self._by_name = {}  # no way past the check of `_stopped`
@@ -373,6 +388,7 @@ class Carrier:
         self._lock = self._encryption.lock = threading.RLock()
         self._work = self._room = self._ready = threading.Condition(self._lock)
         self._by_name = {}
+        self._resolver.abandon()
         self._datagrams.abandon()
         self._abandon_files()
 

@@ -39,6 +39,8 @@ _SocketAddress = Union[Tuple[str, int], Tuple[str, int, int, int]]
 BUFFER_SIZE = 4 * 1024 * 1024  # bytes asked of the system for each direction
 MAX_DATAGRAM = 65_535  # the length field of UDP has 16 bits (RFC 768), so nothing longer is legal
 MAX_BATCHES_PER_RECEIVE = 16
+BUSY_WAIT = 200e-6
+"""Seconds: where datagrams follow ours as fast as this, the next is awaited as long without sleeping."""
 MAX_SEGMENTS = 64  # Linux: UDP_MAX_SEGMENTS of the first kernels with segmentation
 MAX_SEGMENTED_BYTES = 65_507  # 65,535 less the headers of UDP and IPv4
 
@@ -144,6 +146,16 @@ class DatagramSocket:
         self._errors_in_a_row = 0
         self._polls_until_probe = 1
         self._polls_between_probes = 1
+        self._answers_come_fast = False
+        self._has_sent = False
+        self._received_at = 0.0
+
+    @property
+    def reachable_family(self) -> int:
+        """The family of the addresses that can be reached from here, for `socket.getaddrinfo`."""
+        if self.family == socket.AF_INET6 and self._socket.getsockname()[0] == "::":
+            return socket.AF_UNSPEC
+        return self.family
 
     def take_over(self, previous: DatagramSocket) -> None:
         """Receive also what still comes to `previous`, from which nobody else receives any more.
@@ -179,7 +191,10 @@ class DatagramSocket:
                 raise SocketClosed
             self._receiving = True
         try:
-            return self._receive()
+            batches = self._receive()
+            if batches:
+                self._note_pace()
+            return batches
         finally:
             with self._lock:
                 self._receiving = False
@@ -188,6 +203,10 @@ class DatagramSocket:
                 self._release()
 
     def _receive(self) -> list[Batch]:
+        if self._answers_come_fast:
+            batches = self._fetch_soon()
+            if batches:
+                return batches
         # Asking for a datagram when there is none costs a system call. While datagrams keep coming they are
         # fetched without `poll`; once there was none, `poll` comes first, and whether they keep coming again
         # is tried only after 1, 2, 4 … 16 polls.
@@ -215,6 +234,21 @@ class DatagramSocket:
                 return batches
             if self._errors_in_a_row > _ERRORS_WITHOUT_PAUSE:
                 self._wait_woken(_PAUSE_AFTER_ERRORS)
+
+    def _fetch_soon(self) -> list[Batch]:
+        """Ask for datagrams for `BUSY_WAIT` seconds without sleeping: waking up would cost as much."""
+        until = time.monotonic() + BUSY_WAIT
+        while time.monotonic() < until:
+            batches = self._fetch(MAX_BATCHES_PER_RECEIVE)
+            if batches:
+                return batches
+        self._answers_come_fast = False
+        return []
+
+    def _note_pace(self) -> None:
+        now = time.monotonic()
+        self._answers_come_fast = self._has_sent and now - self._received_at < BUSY_WAIT
+        self._received_at, self._has_sent = now, False
 
     def _fetch(self, limit: int) -> list[Batch]:
         """The batches that are there now, at most ``limit``; errors are counted."""
@@ -268,6 +302,7 @@ class DatagramSocket:
         except OSError as error:
             self._count(_name_of(error), len(datagrams))
             return 0
+        self._has_sent = True
         if len(datagrams) == 1:
             try:
                 self._socket.sendto(datagrams[0], destination)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
-    from vault_udp_address import Address, resolve_literal
+    from vault_udp_address import Address, canonical_host, resolve_literal
 else:
     from . import vault_udp_socket_helper as crypto
-    from .vault_udp_address import Address, resolve_literal
+    from .vault_udp_address import Address, canonical_host, resolve_literal
 
 
 class UDPSocketError(Exception):
@@ -72,18 +72,21 @@ def check_port(port: object, lowest: int) -> int:
 
 
 def check_address(addr: object) -> Address:
-    """The canonical form of (ip, port).
+    """The canonical form of (ip, port) or (host name, port).
 
     Raises:
-        InvalidArgumentError: not such a tuple, or not an IP address.
+        InvalidArgumentError: not such a tuple, or neither an IP address nor a host's name.
         InvalidPortError: the port is not one.
     """
     if not isinstance(addr, tuple) or len(addr) != 2 or not isinstance(addr[0], str):
         raise InvalidArgumentError(f"address is {addr!r}; it must be a tuple (ip, port)")
-    ip = resolve_literal(addr[0])
-    if ip is None:
-        raise InvalidArgumentError(f"address has ip {addr[0]!r}; it must be an IPv4 or IPv6 address")
-    return ip, check_port(addr[1], lowest=1)
+    host = resolve_literal(addr[0]) or canonical_host(addr[0])
+    if host is None:
+        raise InvalidArgumentError(
+            f"address has ip {addr[0]!r}; it must be an IPv4 or IPv6 address, or a host's name: letters, "
+            "digits and hyphens, at most 63 between dots and 253 in all, the last part not a number"
+        )
+    return host, check_port(addr[1], lowest=1)
 
 
 def check_rate_limit(rate_limit: object) -> None:

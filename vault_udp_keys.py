@@ -25,12 +25,14 @@ from typing import TYPE_CHECKING, NamedTuple, Sequence
 if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
     from vault_udp_address import Address
-    from vault_udp_packet import PacketError, StoredLayout
+    from vault_udp_layout import StoredLayout
+    from vault_udp_packet import PacketError
     from vault_udp_replay import CounterWindow
 else:
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address
-    from .vault_udp_packet import PacketError, StoredLayout
+    from .vault_udp_layout import StoredLayout
+    from .vault_udp_packet import PacketError
     from .vault_udp_replay import CounterWindow
 
 
@@ -44,7 +46,8 @@ _NO_NONCE = bytes(16)
 
 TAG_SIZE = 8
 _TIMESTAMP = struct.Struct(">d")
-_TAIL = struct.Struct(">8sQ")
+_HEAD = struct.Struct(">8s8sQd")
+"""Tag, random bytes and counter, which are the nonce; the last two, and the timestamp, which are inside."""
 _INNER = struct.Struct(">8sQd")
 SEALED_OVERHEAD = crypto.BOX_OVERHEAD + 16 + _TIMESTAMP.size
 """Bytes of a sealed datagram beside its body, in either mode: 24 + 16 for the box, 16 + 8 inside it."""
@@ -245,14 +248,14 @@ class Pair:
         """The sealed datagrams around `bodies`; each uses up one counter."""
         seal, key, tag, counter = self._workspace.seal, self._seal_key, self._seal_tag, self.counter
         self.counter += len(bodies)
-        stamp = _TIMESTAMP.pack(timestamp)
         # The counter alone makes the nonce unique under this key. The random bytes are there because whoever
         # learns one nonce must not know the message nonce of another datagram; one call brings them all.
         random_bytes = crypto.random_bytes(8 * len(bodies))
-        datagrams = []
-        for index, body in enumerate(bodies):
-            tail = _TAIL.pack(random_bytes[8 * index : 8 * index + 8], counter + index)
-            datagrams.append(seal(key, tag + tail, b"%b%b%b" % (tail, stamp, body)))
+        datagrams, pack, at = [], _HEAD.pack, 0
+        for body in bodies:
+            head = pack(tag, random_bytes[at : at + 8], counter, timestamp)
+            datagrams.append(seal(key, head[:24], head[8:] + body))
+            at, counter = at + 8, counter + 1
         return datagrams
 
     def open(self, datagram: bytes) -> tuple[float, bytes]:

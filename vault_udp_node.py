@@ -20,11 +20,13 @@ if TYPE_CHECKING or not __package__:
     import vault_udp_encryption as encryption_module
     import vault_udp_packet as packet
     import vault_udp_socket_helper as crypto
-    from vault_udp_address import Address
+    from vault_udp_address import Address, is_host
     from vault_udp_announce import FULL_ANNOUNCEMENTS_FOR, Introductions
     from vault_udp_base import PIN_AFTER_SILENCE
     from vault_udp_encryption import VaultAsymmetricEncryption
+    from vault_udp_hosts import Hosts
     from vault_udp_keys import MIN_SEALED_SIZE, SEALED_OVERHEAD, TAG_SIZE, Pair
+    from vault_udp_layout import make_bodies, read_messages, stored_layout
     from vault_udp_packet import PacketError, TooLargeError
     from vault_udp_path import body_size_within
     from vault_udp_peer import Peer
@@ -35,11 +37,13 @@ else:
     from . import vault_udp_encryption as encryption_module
     from . import vault_udp_packet as packet
     from . import vault_udp_socket_helper as crypto
-    from .vault_udp_address import Address
+    from .vault_udp_address import Address, is_host
     from .vault_udp_announce import FULL_ANNOUNCEMENTS_FOR, Introductions
     from .vault_udp_base import PIN_AFTER_SILENCE
     from .vault_udp_encryption import VaultAsymmetricEncryption
+    from .vault_udp_hosts import Hosts
     from .vault_udp_keys import MIN_SEALED_SIZE, SEALED_OVERHEAD, TAG_SIZE, Pair
+    from .vault_udp_layout import make_bodies, read_messages, stored_layout
     from .vault_udp_packet import PacketError, TooLargeError
     from .vault_udp_path import body_size_within
     from .vault_udp_peer import Peer
@@ -109,27 +113,43 @@ class Node(NodeState):
         if keepalive is not None:
             self.local.keepalive = keepalive
         self.local.finds_sizes = finds_sizes
-        self._introductions = Introductions(self, self._merged)
+        self._hosts = Hosts(self, self._merged)
+        self._introductions = Introductions(self, self._hosts, self._merged)
         self._rate_limiter = RateLimiter(rate_limit) if rate_limit is not None else None
         self.lifetime_changed(now)
 
     def add_peer(self, address: Address, now: float, supplied: bytes | None = None) -> Peer:
         """Put `address` on the list of those we talk to, bound to the identity `supplied` if given."""
-        peer = self.table.by_name.get(address) or self.new_peer(address)
+        peer = self._named(address, supplied, now) or self.new_peer(address)
         self.table.mark_added(peer)
         if supplied is not None:
             if peer.identity not in (b"", supplied):
                 self.release_pin(peer, "another key was supplied", now)
+                peer = self.table.by_name[address]  # an entry of its own now, if it had several names
             peer.supplied = supplied
-            self.base.remove(address)
+            self.base.remove(peer.listens_at)
+            if is_host(address[0]):
+                self.host_keys[address] = supplied
         self._remember(peer)
         if not self.is_ready(peer, now) and peer.announce_at == NEVER:
             self.start_announcing(peer, now)
         return peer
 
+    def _named(self, address: Address, supplied: bytes | None, now: float) -> Peer | None:
+        """The entry of that name; of somebody whose host's name led there, the address becomes a name."""
+        peer = self.table.settled_at(address)
+        if peer is None or address in peer.names:
+            return peer
+        bound = supplied or self.known_key(address)
+        if bound not in (None, peer.identity):
+            self.release_pin(peer, "another key was supplied for its address", now)
+            return None
+        self.table.add_name(peer, address)
+        return peer
+
     def contact(self, address: Address, now: float) -> Peer:
         """The peer at `address`, announced to if it is new: data is waiting for it."""
-        peer = self.table.by_name.get(address) or self.new_peer(address)
+        peer = self.table.settled_at(address) or self.new_peer(address)
         if not self.is_ready(peer, now) and peer.announce_at == NEVER:
             self.start_announcing(peer, now)
         return peer
@@ -139,9 +159,12 @@ class Node(NodeState):
         peer = self.table.by_name.get(address)
         if peer is None:
             return False
+        self.host_keys.pop(address, None)
         if len(peer.names) > 1:
+            listened_at = peer.listens_at
             self.table.remove_name(peer, address)
-            self.base.remove(address)
+            if peer.listens_at != listened_at:
+                self.base.remove(listened_at)
         else:
             peer.session.say_goodbye(now)
             self.table.forget(peer)
@@ -158,7 +181,7 @@ class Node(NodeState):
             tag = datagrams[start][:TAG_SIZE]
             known = self.tags.get(tag)
             if known is None:
-                if self._introductions.is_hopeless(source, now) and self._is_unknown(source):
+                if self._introductions.is_hopeless(source, now):
                     self.counters["stranger_budget"] += 1
                 else:
                     try:
@@ -172,9 +195,6 @@ class Node(NodeState):
                 end += 1
             self._receive_sealed(known[0], known[1], datagrams[start:end], source, now)
             start = end
-
-    def _is_unknown(self, source: Address) -> bool:
-        return source not in self.table.by_name and not self.base.may_be_from(source)
 
     def _receive_sealed(
         self, session: Session, pair: Pair, datagrams: Sequence[bytes], source: Address, now: float
@@ -195,12 +215,12 @@ class Node(NodeState):
                     heard = True
                     session.heard(pair, source, len(datagram), pair.window.highest > newest, now)
                 fresh = earliest <= timestamp <= latest
-                layout = packet.likely_layout(body) if fresh else None
-                message = layout.read(body) if layout is not None else None
-                if layout is not None and message is not None and was_up:
-                    # What most datagrams are: a message; what most that follow are: one as long as it.
-                    messages.append(message)
-                    if index < count:
+                read = read_messages(body) if fresh and was_up else None
+                if read is not None:
+                    # What most datagrams are: messages; what most that follow are: one as long as this.
+                    messages += read
+                    if index < count and len(read) == 1:
+                        layout = stored_layout(len(read[0]), len(body))
                         more = pair.open_in_order(datagrams, index, layout, earliest, latest)
                         messages += more
                         index += len(more)
@@ -208,7 +228,7 @@ class Node(NodeState):
                 only_data = False
                 messages.extend(self._read_body(peer, pair, body, source, fresh, now))
             except PacketError as error:
-                self.count_drop(error.reason, source, now)
+                self.count_drop(error.reason, source, now, peer=peer)
                 only_data = False
             if session.up and not was_up:
                 was_up = True
@@ -244,8 +264,7 @@ class Node(NodeState):
         if self._rate_limiter is not None:
             allowed = self._rate_limiter.allow(peer.name, len(messages), now)
             if allowed < len(messages):
-                self.count_drop("rate_limited", peer.name, now)
-                self.counters["rate_limited"] += len(messages) - allowed - 1
+                self.count_drop("rate_limited", peer.name, now, len(messages) - allowed, peer)
                 messages = messages[:allowed]
         self.counters["received"] += len(messages)
         peer.received += len(messages)
@@ -254,11 +273,11 @@ class Node(NodeState):
         if not peer.added:
             self.table.heard(peer)
 
-    def _merged(self, peer: Peer) -> None:
-        """An added entry has turned out to be this peer, which was known already."""
+    def _merged(self, peer: Peer, name: Address | None, now: float) -> None:
+        """An added entry, of that name, has turned out to be this peer, which was known already."""
         self._remember(peer)
-        if peer.session.up:
-            self.became_ready(peer)
+        if self.is_ready(peer, now):
+            self.became_ready(peer, name)
 
     def _remember(self, peer: Peer) -> None:
         if not (self._remember_peers and peer.added and peer.session.up and peer.session.persistent):
@@ -275,8 +294,10 @@ class Node(NodeState):
         peer.announce_at = NEVER
         peer.probe_at = NEVER
         peer.rejected.clear()
-        self.base.remove(peer.name)
+        self.base.remove(peer.listens_at)
         peer.resize(peer.session.largest_body_size)
+        if peer.host is not None and self.table.settled_at(peer.session.endpoint) is None:
+            self.settle(peer, peer.session.endpoint)
         self.table.heard(peer, confirmed=True)
         self._remember(peer)
         self.became_ready(peer)
@@ -295,6 +316,7 @@ class Node(NodeState):
 
     def _receive_untagged(self, datagram: bytes, source: Address, now: float) -> None:
         if len(datagram) < MIN_SEALED_SIZE:
+            self._check_budget(source, now)
             raise PacketError("bad_length")
         if packet.looks_clear(datagram):
             self._check_budget(source, now)
@@ -317,7 +339,8 @@ class Node(NodeState):
             raise PacketError("stranger_budget")
 
     def _receive_base(self, address: Address, body_bytes: bytes, now: float) -> None:
-        peer, link = self.table.by_name[address], self.base.links[address]
+        peer, link = self.table.settled_at(address), self.base.links[address]
+        assert peer is not None
         content = self.base.read(link, body_bytes)
         self.note_version(peer.identity, link.version)
         peer.announce_at = NEVER
@@ -338,7 +361,7 @@ class Node(NodeState):
         session = peer.session
         if session.up:
             try:
-                bodies = packet.make_bodies(messages, session.body_size, session.coalesce)
+                bodies = make_bodies(messages, session.body_size, session.coalesce)
             except TooLargeError:  # accepted for a larger body than this peer has by now
                 messages, bodies = self._fit_again(peer, messages, now)
             self.counters["sent"] += len(messages)
@@ -346,7 +369,7 @@ class Node(NodeState):
             datagrams = session.seal(bodies, now)
             self.look_at(peer, now + SILENCE_BEFORE_PING)
             return session.endpoint, datagrams
-        link = self.base.links[peer.name]
+        link = self.base.links[peer.listens_at]
         datagrams = []
         for message in messages:
             try:
@@ -367,7 +390,7 @@ class Node(NodeState):
         for message in messages:
             for size in dict.fromkeys((session.body_size, session.largest_body_size)):
                 try:
-                    bodies += packet.make_bodies((packet.fit(message, size),), size, False)
+                    bodies += make_bodies((packet.fit(message, size),), size, False)
                     fitting.append(message)
                     break
                 except TooLargeError:
@@ -399,7 +422,7 @@ class Node(NodeState):
 
     def _sent_to(self, endpoint: Address) -> Peer | None:
         """The peer to which datagrams to this address belong: it rarely has another name."""
-        peer = self.table.by_name.get(endpoint)
+        peer = self.table.at(endpoint)
         if peer is not None and (peer.session.endpoint == endpoint or endpoint in self.base.links):
             return peer
         return next((other for other in self.table.all() if other.session.endpoint == endpoint), peer)
@@ -414,7 +437,8 @@ class Node(NodeState):
             peer.resize(self.body_size_of(peer))
         if messages is None and packet.looks_clear(datagram):
             # Our announcement with the members of both modes: the short form passes everywhere.
-            peer.session.refused(len(datagram) - SEALED_OVERHEAD, carried, now)
+            if endpoint == peer.session.endpoint:
+                peer.session.refused(len(datagram) - SEALED_OVERHEAD, carried, now)
             is_full = len(datagram) > packet.SHORT_ANNOUNCEMENT_SIZE
             if is_full and peer.announce_at != NEVER:
                 peer.announced_since = min(peer.announced_since, now - FULL_ANNOUNCEMENTS_FOR)
@@ -450,7 +474,9 @@ class Node(NodeState):
         self.rotate_at = min(self.rotate_at, now + lifetime * (0.95 + 0.1 * self.rng.random()))
         for address, link in self.base.links.items():
             link.refresh_at = min(link.refresh_at, now + lifetime / 2)
-            self.schedule(self.table.by_name[address])
+            peer = self.table.settled_at(address)
+            assert peer is not None
+            self.schedule(peer)
 
     def identity_changed(self, now: float) -> None:
         """Our own keys were replaced: every session is of an identity that is gone."""
@@ -513,10 +539,12 @@ class Node(NodeState):
             self.start_announcing(peer, now)
         if peer.probe_at <= now:
             self._run_probe(peer, now)
-        if self.base.links.get(peer.name) is not None:
+        if self.link_of(peer) is not None:
             self._run_base_timers(peer, now)
         if peer.announce_at <= now:
             self._introductions.announce(peer, now)
+        if peer.host is not None and peer.host.look_up_at <= now and peer.names:
+            self._hosts.look_up(peer)
         expired = 0
         while peer.queue and peer.queue[0][0] + encryption_module.MAX_MESSAGE_AGE_SECONDS <= now:
             peer.queue.pop(0)
@@ -540,11 +568,11 @@ class Node(NodeState):
                 self.table.forget(peer)
 
     def _run_base_timers(self, peer: Peer, now: float) -> None:
-        link = self.base.links[peer.name]
-        keys = self.encryption.peer_keys(peer.name)
+        link = self.base.links[peer.listens_at]
+        keys = self.encryption.peer_keys(link.address)
         silent = now - link.opened_at > max(self.encryption.lifetime, PIN_AFTER_SILENCE)
         if keys is None or (silent and not keys.supplied):
-            self.base.remove(peer.name)
+            self.base.remove(link.address)
             self.table.set_identity(peer, b"")
             peer.base_ready = False
             self.events.append(Event("lost", peer.name, "its key has expired"))
@@ -581,6 +609,10 @@ class Node(NodeState):
         self.encryption.forget_old_nonces()
         self.rotate_at = NEVER
         self.lifetime_changed(now)
+
+    def resolved(self, name: Address, addresses: Sequence[Address], why: str, now: float) -> None:
+        """A name of `lookups` stands for these addresses, the preferred one first; if for none, `why`."""
+        self._hosts.resolved(name, addresses, why, now)
 
     def keys_supplied(self, address: Address, now: float) -> None:
         """The application has given base keys for `address`: use them unless a session comes up first."""

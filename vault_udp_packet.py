@@ -14,8 +14,8 @@ together; ``c`` carries control. A body has at most one of the three. Unknown me
 
 from __future__ import annotations
 
-import functools
 import json
+import threading
 from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
 
 import msgpack
@@ -23,8 +23,10 @@ import pyzstd
 
 if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
+    from vault_udp_address import is_host
 else:
     from . import vault_udp_socket_helper as crypto
+    from .vault_udp_address import is_host
 
 PROTOCOL_VERSION = 2
 
@@ -41,19 +43,15 @@ MAX_CONTROL_BRACKETS = 16
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_WINDOW_LOG_MAX = 21
-_BODY_HEAD = b"\x84\xa1v\x02\xa1p"
-_BODY_HEAD_COALESCED = b"\x85\xa1v\x02\xa1p\xc4\x00\xa1c\xc4\x00\xa1m"
-_CONTROL_KEY = b"\xa1c"
-_PADDING_KEY = b"\xa1g"
-_EMPTY_BIN = b"\xc4\x00"
+BODY_HEAD = b"\x84\xa1v\x02\xa1p"
+CONTROL_KEY = b"\xa1c"
+PADDING_KEY = b"\xa1g"
+EMPTY_BIN = b"\xc4\x00"
 
-_FRAME_START = len(_BODY_HEAD) + 3
-BODY_OVERHEAD = _FRAME_START + len(_CONTROL_KEY + _EMPTY_BIN) + len(_PADDING_KEY) + 2
+FRAME_START = len(BODY_HEAD) + 3
+"""Where the frame begins in a v2 payload body."""
+BODY_OVERHEAD = FRAME_START + len(CONTROL_KEY + EMPTY_BIN) + len(PADDING_KEY) + 2
 """Bytes of a v2 payload body that are neither frame nor padding."""
-COALESCED_OVERHEAD = len(_BODY_HEAD_COALESCED) + 3 + len(_PADDING_KEY) + 2
-"""Bytes of a coalesced body that are neither messages nor padding."""
-MESSAGE_OVERHEAD = 3
-"""Bytes that each message of a coalesced body costs at most, beside itself."""
 V1_BODY_OVERHEAD = 6
 """Bytes of a v1 body that are neither frame nor padding."""
 STORED_OVERHEAD = 10
@@ -122,6 +120,16 @@ def store_frame(message: bytes) -> bytes:
     return _ZSTD_MAGIC + head + (size << 3 | 1).to_bytes(3, "little") + message
 
 
+class _Kept(threading.local):
+    """A compressor for each thread: to make one takes as long as to compress four kilobytes with it."""
+
+    def __init__(self) -> None:
+        self.compressor = pyzstd.ZstdCompressor(3)
+
+
+_kept = _Kept()
+
+
 def compress_frame(message: bytes, limit: int) -> CompressedFrame:
     """The zstd frame of `message` in at most `limit` bytes, compressed harder and harder until it fits.
 
@@ -130,13 +138,16 @@ def compress_frame(message: bytes, limit: int) -> CompressedFrame:
     """
     if len(message) > MAX_MESSAGE_SIZE:
         raise TooLargeError(len(message), MAX_MESSAGE_SIZE)
-    sizes = []
-    for level in (3, 12, 22):
-        frame = pyzstd.compress(message, level)
+    frame = _kept.compressor.compress(message, pyzstd.ZstdCompressor.FLUSH_FRAME)
+    sizes = [len(frame)]
+    for level in (12, 22):
         if len(frame) <= limit:
-            return CompressedFrame(frame)
+            break
+        frame = pyzstd.compress(message, level)
         sizes.append(len(frame))
-    raise TooLargeError(min(sizes), limit)
+    if len(frame) > limit:
+        raise TooLargeError(min(sizes), limit)
+    return CompressedFrame(frame)
 
 
 def fit(message: bytes, body_size: int) -> bytes:
@@ -198,8 +209,11 @@ def _decompress(frame: bytes, limit: int) -> bytes:
 
 
 def body_size_for(ip: str, body_size: int) -> int:
-    """Bytes of a body towards `ip`, if `body_size` is what they are over IPv4: IPv6 has a longer header."""
-    return body_size - 20 if ":" in ip else body_size
+    """Bytes of a body towards `ip`, if `body_size` is what they are over IPv4: IPv6 has a longer header.
+
+    A host's name may turn out to be an IPv6 address.
+    """
+    return body_size - 20 if ":" in ip or is_host(ip) else body_size
 
 
 def payload_room(body_size: int) -> int:
@@ -216,115 +230,40 @@ def make_payload_body(frame: bytes, body_size: int) -> bytes:
     """A v2 body of exactly `body_size` bytes around one zstd frame."""
     if len(frame) > body_size - BODY_OVERHEAD:
         raise TooLargeError(len(frame), body_size - BODY_OVERHEAD)
-    head = b"%b\xc5%b%b\xa1c\xc4\x00" % (_BODY_HEAD, len(frame).to_bytes(2, "big"), frame)
-    return _padded(head, body_size)
-
-
-class StoredLayout(NamedTuple):
-    """What all bodies of one size share that carry one stored message of one size."""
-
-    head: bytes
-    end: int
-    """Where the message ends; it starts behind `head`."""
-    tail: bytes
-    """What follows the message, up to the padding."""
-    body_size: int
-
-    def make(self, message: bytes) -> bytes:
-        """`make_payload_body(store_frame(message), body_size)`."""
-        return (b"%b%b%b" % (self.head, message, self.tail)).ljust(self.body_size, b"\0")
-
-    def read(self, body: bytes) -> bytes | None:
-        """The message of a body as `make` makes it, whatever its padding; None for any other body.
-
-        Such a body needs no parser: all that is not message or padding is compared.
-        """
-        head, end, tail, body_size = self
-        if len(body) == body_size and body.startswith(head) and body.startswith(tail, end):
-            return body[len(head) : end]
-        return None
-
-
-@functools.lru_cache(maxsize=2048)
-def stored_layout(message_size: int, body_size: int) -> StoredLayout:
-    """The layout of a stored message of that size, which must fit."""
-    frame = store_frame(bytes(message_size))
-    body = make_payload_body(frame, body_size)
-    end = _FRAME_START + len(frame)
-    tail_end = end + len(_CONTROL_KEY + _EMPTY_BIN + _PADDING_KEY) + 3
-    return StoredLayout(body[: end - message_size], end, body[end:tail_end], body_size)
-
-
-def likely_layout(body: bytes) -> StoredLayout | None:
-    """The one layout that this body may have, by the length of its payload; None if it can have none."""
-    frame_size = int.from_bytes(body[_FRAME_START - 2 : _FRAME_START], "big")
-    message_size = frame_size - (9 if frame_size < 265 else 10)
-    if message_size < 0 or frame_size > len(body) - BODY_OVERHEAD:
-        return None
-    return stored_layout(message_size, len(body))
+    head = b"%b\xc5%b%b\xa1c\xc4\x00" % (BODY_HEAD, len(frame).to_bytes(2, "big"), frame)
+    return padded(head, body_size)
 
 
 def make_control_body(control: bytes, body_size: int) -> bytes:
     """A v2 body of exactly `body_size` bytes around control JSON."""
-    head = b"%b\xc4\x00\xa1c\xc5%b%b" % (_BODY_HEAD, len(control).to_bytes(2, "big"), control)
-    return _padded(head, body_size)
-
-
-def make_coalesced_body(messages: Sequence[bytes], body_size: int) -> bytes:
-    """A v2 body of exactly `body_size` bytes around several messages, which must fit."""
-    return _padded(_BODY_HEAD_COALESCED + msgpack.packb(messages), body_size)
-
-
-def make_bodies(messages: Sequence[bytes], body_size: int, coalesce: bool) -> list[bytes]:
-    """v2 bodies of exactly `body_size` bytes that carry `messages` in order.
-
-    With `coalesce`, messages that wait together share a body, at most 256 of them.
-
-    Args:
-        messages: raw (at most `message_room` bytes), or a `CompressedFrame`.
-    """
-    bodies: list[bytes] = []
-    room = body_size - COALESCED_OVERHEAD if coalesce else 0
-    count, start = len(messages), 0
-    layout = None
-    while start < count:
-        message = messages[start]
-        end = start + 1
-        if message.__class__ is CompressedFrame:
-            bodies.append(make_payload_body(message, body_size))
-            start = end
-            continue
-        size = len(message)
-        left = room - size - 2 * MESSAGE_OVERHEAD
-        last = min(count, start + MAX_MESSAGES_PER_BODY)
-        while end < last and len(messages[end]) <= left and messages[end].__class__ is not CompressedFrame:
-            left -= len(messages[end]) + MESSAGE_OVERHEAD
-            end += 1
-        if end > start + 1:
-            bodies.append(make_coalesced_body(messages[start:end], body_size))
-        else:
-            if layout is None or layout.end - len(layout.head) != size:
-                layout = stored_layout(size, body_size)
-            bodies.append(layout.make(message))
-        start = end
-    return bodies
+    head = b"%b\xc4\x00\xa1c\xc5%b%b" % (BODY_HEAD, len(control).to_bytes(2, "big"), control)
+    return padded(head, body_size)
 
 
 def make_v1_body(frame: bytes, body_size: int) -> bytes:
     """A v1 body of exactly `body_size` bytes around one zstd frame."""
     head = b"\x92\xc5%b%b" % (len(frame).to_bytes(2, "big"), frame)
-    return _padded(head, body_size, key=b"")
+    return padded(head, body_size, key=b"")
 
 
-def _padded(head: bytes, body_size: int, key: bytes = _PADDING_KEY) -> bytes:
-    # The padding's own header has a fixed size whenever there is room for it (msgpack allows the longer
-    # form), so that every length can be hit; zeros are as good as random bytes under encryption.
-    room = body_size - len(head) - len(key)
-    if room < 2:
-        raise TooLargeError(len(head) + len(key) + 2, body_size)
-    if room == 2:
-        return head + key + _EMPTY_BIN
-    return b"%b%b\xc5%b%b" % (head, key, (room - 3).to_bytes(2, "big"), bytes(room - 3))
+def padded(head: bytes, body_size: int, key: bytes = PADDING_KEY) -> bytes:
+    """A body of exactly `body_size` bytes that begins with `head`; zeros are as good as random bytes there.
+
+    Raises:
+        TooLargeError: the padding's own key and header have no room.
+    """
+    room = body_size - len(head)
+    if room < len(key) + len(EMPTY_BIN):
+        raise TooLargeError(len(head) + len(key) + len(EMPTY_BIN), body_size)
+    return (head + padding_head(room, key)).ljust(body_size, b"\0")
+
+
+def padding_head(room: int, key: bytes = PADDING_KEY) -> bytes:
+    """Key and header of a padding that fills `room` bytes together with them."""
+    # The header has a fixed size whenever there is room for it (msgpack allows the longer form), so that
+    # every length can be hit.
+    size = room - len(key) - 3
+    return key + EMPTY_BIN if size < 0 else b"%b\xc5%b" % (key, size.to_bytes(2, "big"))
 
 
 def looks_clear(datagram: bytes) -> bool:

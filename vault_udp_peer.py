@@ -4,21 +4,25 @@
 Added peers (the user named them) are never evicted. Strangers (they came by themselves) are pending until a
 datagram of theirs has opened, and confirmed afterwards; both tables are bounded, least recently heard out
 first.
+
+A peer that was added by the name of its host has places: the addresses that the name stands for. It is looked
+for at all of them until a valid hello or announcement has come from one; then it has settled there, and the
+others are nobody's.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Callable, Sequence
 
 if TYPE_CHECKING or not __package__:
     import vault_udp_packet as packet
-    from vault_udp_address import Address
+    from vault_udp_address import Address, is_host
     from vault_udp_session import NEVER, Session
 else:
     from . import vault_udp_packet as packet
-    from .vault_udp_address import Address
+    from .vault_udp_address import Address, is_host
     from .vault_udp_session import NEVER, Session
 
 
@@ -26,6 +30,27 @@ logger = logging.getLogger(__name__)
 
 MAX_PENDING_STRANGERS = 1024
 MAX_CONFIRMED_STRANGERS = 16384
+
+
+class Host:
+    """What there is to know of a peer because its name is that of a host."""
+
+    __slots__ = ("asked", "failures", "held_until", "look_up_at", "place", "places", "reach")
+
+    def __init__(self) -> None:
+        self.places: list[Address] = []
+        """What the name stands for, the preferred address first."""
+        self.place: Address | None = None
+        """The one where the peer has settled."""
+        self.reach = 0
+        """So many places are announced to: each gets a head start on the next."""
+        self.look_up_at = NEVER
+        self.held_until = -NEVER
+        """Until then nothing is announced: the answer may be that the host is elsewhere now."""
+        self.asked = False
+        """The name is being looked up."""
+        self.failures = 0
+        """In a row."""
 
 
 class Peer:
@@ -41,6 +66,8 @@ class Peer:
         "announced_since",
         "announcements",
         "base_ready",
+        "counters",
+        "host",
         "identity",
         "lane",
         "laned",
@@ -63,6 +90,8 @@ class Peer:
     def __init__(self, name: Address, session: Session) -> None:
         self.name = name
         self.names = [name]
+        self.host = Host() if is_host(name[0]) else None
+        """None if `name` has an IP address."""
         self.session = session
         self.added = False
         self.supplied: bytes | None = None
@@ -82,6 +111,8 @@ class Peer:
         self.sent = 0
         self.received = 0
         """Messages, as in the counters of the whole node."""
+        self.counters: dict[str, int] | None = None
+        """What was dropped of what it sent or was to get, by reason; made with the first of them."""
         self.base_ready = False
         self.announce_at = NEVER
         self.announced_since = -NEVER
@@ -102,6 +133,17 @@ class Peer:
             logger.info("%s: a datagram takes %d bytes of messages now, not %d", self.name, room, self.room)
             self.room = room
 
+    def count(self, reason: str, count: int) -> None:
+        """Note what was dropped."""
+        if self.counters is None:
+            self.counters = {}
+        self.counters[reason] = self.counters.get(reason, 0) + count
+
+    @property
+    def listens_at(self) -> Address:
+        """The address under which base mode knows the peer; its name, as long as its host is not found."""
+        return self.host.place or self.name if self.host is not None else self.name
+
 
 class PeerTable:
     """Peers by name and by identity.
@@ -112,6 +154,9 @@ class PeerTable:
 
     def __init__(self, on_forget: Callable[[Peer], None]) -> None:
         self.by_name: dict[Address, Peer] = {}
+        """What users see."""
+        self.by_place: dict[Address, list[Peer]] = {}
+        """Whose hosts' names stand for an address, those that said so first before others."""
         self.evicted = 0
         self._on_forget = on_forget
         self._by_identity: dict[bytes, list[Peer]] = {}
@@ -125,6 +170,36 @@ class PeerTable:
     def added_names(self) -> list[Address]:
         """The names that the user added, in that order."""
         return [name for name, peer in self.by_name.items() if peer.added]
+
+    def settled_at(self, address: Address) -> Peer | None:
+        """The peer of that name, or that has settled there: whom users mean by the address."""
+        peer = self.by_name.get(address)
+        if peer is None and address in self.by_place:
+            peer = next((peer for peer in self.by_place[address] if peer.listens_at == address), None)
+        return peer
+
+    def at(self, source: Address) -> Peer | None:
+        """Whose what comes from `source` is: as `settled_at`, or a peer that is looked for there."""
+        peer = self.settled_at(source)
+        if peer is None and source in self.by_place:
+            peer = next((peer for peer in self.by_place[source] if peer.listens_at == peer.name), None)
+        return peer
+
+    def set_places(self, peer: Peer, places: Sequence[Address]) -> None:
+        """The host's name stands for these addresses now; where the peer has settled stays one of them."""
+        host = peer.host
+        assert host is not None
+        if host.place is not None and host.place not in places:
+            places = [*places, host.place]
+        for place in host.places:
+            if place not in places:
+                self.by_place[place].remove(peer)
+                if not self.by_place[place]:
+                    del self.by_place[place]
+        for place in places:
+            if place not in host.places:
+                self.by_place.setdefault(place, []).append(peer)
+        host.places = list(places)
 
     @property
     def strangers(self) -> int:
@@ -163,6 +238,7 @@ class PeerTable:
         """Take a peer out of the table under all its names."""
         self._on_forget(peer)
         self.set_identity(peer, b"")
+        self._leave_places(peer)
         for name in peer.names:
             del self.by_name[name]
             self._pending.pop(name, None)
@@ -172,21 +248,51 @@ class PeerTable:
     def remove_name(self, peer: Peer, name: Address) -> None:
         """Take away one of several names."""
         peer.names.remove(name)
-        peer.name = peer.names[0]
         del self.by_name[name]
+        self._names_changed(peer)
+
+    def _names_changed(self, peer: Peer) -> None:
+        listened_at, peer.name = peer.listens_at, peer.names[0]
+        if not is_host(peer.name[0]):
+            self._leave_places(peer)
+            peer.host = None
+        elif peer.host is None:
+            peer.host = Host()
+            peer.host.place = listened_at
+            self.set_places(peer, ())
+
+    def _leave_places(self, peer: Peer) -> None:
+        if peer.host is not None:
+            peer.host.place = None
+            self.set_places(peer, ())
+
+    def add_name(self, peer: Peer, name: Address) -> None:
+        """The user calls the peer this, too."""
+        peer.names.append(name)
+        self.by_name[name] = peer
 
     def merge(self, named: Peer, known: Peer) -> None:
         """Two entries are one process: `known` stays and takes names and queue of `named`, an added peer.
 
-        The user's own names come before one that a stranger's entry had.
+        The user's own names come before one that a stranger's entry had, or take its place if they are a
+        host's.
         """
+        places = named.host.places if named.host is not None else []
         waiting, names = list(named.queue), list(named.names)
         named.queue.clear()
         self.forget(named)
         was_added = known.added
         self.mark_added(known)
-        known.names = known.names + names if was_added else names + known.names
-        known.name = known.names[0]
+        if was_added:
+            known.names = known.names + names
+        elif named.host is None:
+            known.names = names + known.names
+        else:
+            del self.by_name[known.name]
+            known.names = names
+        self._names_changed(known)
+        if known.host is not None and not was_added:
+            self.set_places(known, places)
         known.supplied = known.supplied or named.supplied
         known.queue.extend(waiting)
         for name in names:

@@ -53,8 +53,10 @@ class RateLimiter:
                 self._buckets.popitem(last=False)
         else:
             self._buckets.move_to_end(key)
-            tokens = min(self._burst, bucket[0] + (now - bucket[1]) * self.max_per_second)
-        allowed = max(0, min(count, int(tokens)))
+            tokens = bucket[0] + (now - bucket[1]) * self.max_per_second
+            if tokens > self._burst:
+                tokens = self._burst
+        allowed = count if count <= tokens else int(tokens)
         bucket[0], bucket[1] = tokens - allowed, now
         return allowed
 

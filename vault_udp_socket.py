@@ -23,7 +23,7 @@ if TYPE_CHECKING or not __package__:
     import vault_ip
     import vault_udp_packet as packet
     import vault_udp_socket_helper as crypto
-    from vault_udp_address import Address, resolve_literal
+    from vault_udp_address import Address, canonical_host, is_host, resolve_literal
     from vault_udp_carrier import Carrier
     from vault_udp_datagram import DatagramSocket
     from vault_udp_encryption import InvalidLifetimeError, VaultAsymmetricEncryption, check_lifetime
@@ -54,7 +54,7 @@ else:
     from . import vault_ip
     from . import vault_udp_packet as packet
     from . import vault_udp_socket_helper as crypto
-    from .vault_udp_address import Address, resolve_literal
+    from .vault_udp_address import Address, canonical_host, is_host, resolve_literal
     from .vault_udp_carrier import Carrier
     from .vault_udp_datagram import DatagramSocket
     from .vault_udp_encryption import InvalidLifetimeError, VaultAsymmetricEncryption, check_lifetime
@@ -148,7 +148,8 @@ class UDPSocketClass(Carrier):
         identity_file: where our identity is kept, made on first use; `own_public_key` is the same after a
             restart. Without it, each socket is somebody new.
         known_peers_file: where identities of added peers are kept that have identity files, a line each:
-            ``ip port key``. At an address that stands there no other identity is accepted.
+            ``ip port key``, or the host's name that it was added by for the ip. At an address that stands
+            there no other identity is accepted.
         bind_address: the IP address of the one interface to use; all of them if omitted.
         mtu: bytes of an IP packet on the way to the peers, 576-65535, used as it is. If omitted, the smallest
             MTU of our interfaces is the limit; what each peer's path carries is found out (RFC 8899), and no
@@ -248,10 +249,12 @@ class UDPSocketClass(Carrier):
 
         Args:
             addr: (ip, port), or (ip, port, key) to accept only the identity `key`: the peer's
-                `own_public_key`, learned by a way that you trust.
+                `own_public_key`, learned by a way that you trust. A host's name may stand for the ip. It is
+                looked up by another thread, now and whenever the peer is looked for again; up to 8 addresses
+                are tried, as in RFC 8305. (name, port) stays what the peer is called here, in lower case.
 
         Raises:
-            InvalidArgumentError: not such a tuple, not an IP address, not a key; or our own key.
+            InvalidArgumentError: not such a tuple, no IP address or host's name, not a key; or our own key.
             InvalidPortError: the port is not one.
             StoppedError: after `stop`.
         """
@@ -293,8 +296,8 @@ class UDPSocketClass(Carrier):
             return self._node.table.added_names()
 
     def get_peers_by_ip(self, ip: str) -> list[Address]:
-        """The addresses of the added peers with this IP."""
-        ip = resolve_literal(ip) or ip
+        """The addresses of the added peers with this IP; a host's name counts as it is."""
+        ip = resolve_literal(ip) or canonical_host(ip) or ip
         return [addr for addr in self.get_peers() if addr[0] == ip]
 
     def has_peer(self, addr: Address) -> bool:
@@ -308,7 +311,7 @@ class UDPSocketClass(Carrier):
         """The identity (Base64) that the peer at `addr` has proved; None as long as it has not."""
         address = check_address(addr)
         with self._lock:
-            peer = self._node.table.by_name.get(address)
+            peer = self._node.table.settled_at(address)
             return crypto.bytes_to_b64_str(peer.identity) if peer is not None and peer.identity else None
 
     def get_all_peer_keys(self) -> dict[Address, str]:
@@ -327,13 +330,15 @@ class UDPSocketClass(Carrier):
 
         Returns:
             ``mode`` ("session", "base v1", "base v2", "waiting for keys", "lost"), ``names``, ``endpoint``
-            (where it is sent to), ``protocol_version``, ``identity`` (Base64), ``added``, ``persistent``,
-            ``coalesce``, ``mtu`` (bytes of a body now), ``clock_offset`` and ``round_trip`` (seconds),
-            ``last_heard`` (seconds ago), ``waiting``, ``sent`` and ``received`` (messages).
+            (where it is sent to; None until its host's name is resolved), ``addresses`` (of its host),
+            ``protocol_version``, ``identity`` (Base64), ``added``, ``persistent``, ``coalesce``, ``mtu``
+            (bytes of a body now), ``clock_offset`` and ``round_trip`` (seconds), ``last_heard`` (seconds
+            ago), ``waiting``, ``sent`` and ``received`` (messages), ``counters`` (what was dropped of what it
+            sent or was to get, by reason, as in `get_stats`).
         """
         address = check_address(addr)
         with self._lock:
-            peer = self._node.table.by_name.get(address)
+            peer = self._node.table.settled_at(address)
             return self._node.info(peer, time.monotonic()) if peer is not None else None
 
     def wait_ready(self, addr: Address, timeout: float) -> bool:
@@ -352,7 +357,7 @@ class UDPSocketClass(Carrier):
 
     def _is_ready_locked(self, address: Address) -> bool:
         self._check_running()
-        peer = self._node.table.by_name.get(address)
+        peer = self._node.table.settled_at(address)
         return peer is not None and self._node.is_ready(peer, time.monotonic())
 
     # ------------------------------------------------------------------------------------------- sending
@@ -365,13 +370,14 @@ class UDPSocketClass(Carrier):
 
         Args:
             data: text (sent as UTF-8) or bytes.
-            addr: (ip, port); need not be added, a reply to a callback's address always works.
+            addr: (ip, port); need not be added, a reply to a callback's address always works. A host's name
+                must be.
 
         Raises:
             TypeError: data is neither str nor bytes.
             MessageTooLargeError: it does not fit into a datagram to this peer now (or to the one of all that
                 takes the least), compressed as hard as can be.
-            InvalidArgumentError, InvalidPortError: addr is not an address.
+            InvalidArgumentError, InvalidPortError: addr is not an address, or a name that was not added.
             StoppedError: after `stop`.
         """
         # The way of a burst: what waits for this peer is still to be taken by the send thread, so one message
@@ -418,6 +424,8 @@ class UDPSocketClass(Carrier):
             self._check_running()
             if address is None:
                 return [peer for peer in self._node.table.all() if peer.added]
+            if is_host(address[0]) and address not in self._node.table.by_name:
+                raise InvalidArgumentError(f"{address} is a name that was not added; add_peer it first")
             return [self._node.contact(address, time.monotonic())]
 
     # ----------------------------------------------------------------------------------------- receiving

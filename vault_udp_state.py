@@ -2,8 +2,9 @@
 """What the parts of a node share: peer table, pins, queues, timers, and what has been decided.
 
 `Node` decides about datagrams and data, `Introductions` about announcements; both work on one `NodeState`.
-What is to be sent, delivered or told is left in `outgoing`, `deliveries`, `events` and `flushable`, which the
-caller of the node takes. Every datagram or message that goes nowhere is counted in `counters` by its reason.
+What is to be sent, delivered, told or looked up is left in `outgoing`, `deliveries`, `events`, `flushable`
+and `lookups`, which the caller of the node takes. Every datagram or message that goes nowhere is counted in
+`counters` by its reason.
 
 No sockets, threads or clocks; not thread-safe. `now` is seconds of the monotonic clock.
 """
@@ -21,8 +22,8 @@ if TYPE_CHECKING or not __package__:
     import vault_udp_encryption as encryption_module
     import vault_udp_packet as packet
     import vault_udp_socket_helper as crypto
-    from vault_udp_address import Address
-    from vault_udp_base import BaseMode
+    from vault_udp_address import Address, is_host
+    from vault_udp_base import BaseLink, BaseMode
     from vault_udp_encryption import VaultAsymmetricEncryption
     from vault_udp_keys import FLAG_COALESCE, FLAG_PERSISTENT, LocalKeys, Pair
     from vault_udp_packet import PacketError
@@ -32,8 +33,8 @@ else:
     from . import vault_udp_encryption as encryption_module
     from . import vault_udp_packet as packet
     from . import vault_udp_socket_helper as crypto
-    from .vault_udp_address import Address
-    from .vault_udp_base import BaseMode
+    from .vault_udp_address import Address, is_host
+    from .vault_udp_base import BaseLink, BaseMode
     from .vault_udp_encryption import VaultAsymmetricEncryption
     from .vault_udp_keys import FLAG_COALESCE, FLAG_PERSISTENT, LocalKeys, Pair
     from .vault_udp_packet import PacketError
@@ -50,6 +51,8 @@ PROBE_PINGS = 16
 PROBE_INTERVAL = 0.2
 """Seconds between them. With 30 % loss each way, a live peer answers none once in 50,000 times."""
 LOG_INTERVAL = 60.0
+RESOLVE_FIRST = 1.0
+"""Seconds for which a host whose peer is gone is not looked for at its old addresses: it may have moved."""
 
 
 class Event(NamedTuple):
@@ -82,6 +85,8 @@ class NodeState:
         self.deliveries: list[tuple[Address, Sequence[bytes]]] = []
         self.events: list[Event] = []
         self.flushable: list[Peer] = []
+        self.lookups: list[Address] = []
+        """Names of hosts whose addresses are to be looked up; filled by timers only."""
         self.table = PeerTable(self.forgotten)
         self.local = LocalKeys(
             encryption.sign_seed, now, wall, FLAG_COALESCE | (FLAG_PERSISTENT if persistent else 0)
@@ -89,6 +94,8 @@ class NodeState:
         self.base = BaseMode(encryption, body_size)
         self.encryption = encryption
         self.known_key = known_key
+        self.host_keys: dict[Address, bytes] = {}
+        """The keys that the user gave with names of hosts: they hold for no other name of the same peer."""
         self.body_size = body_size
         self.legacy_peers = legacy_peers
         self.rng = rng
@@ -105,28 +112,34 @@ class NodeState:
         """Whether data for this peer leaves at once."""
         if peer.session.up:
             return True
-        link = self.base.links.get(peer.name)
-        has_keys = link is not None and self.encryption.peer_keys_exist(peer.name)
+        link = self.link_of(peer)
+        has_keys = link is not None and self.encryption.peer_keys_exist(link.address)
         return link is not None and has_keys and link.ready_at <= now
+
+    def link_of(self, peer: Peer) -> BaseLink | None:
+        """How base mode reaches this peer; None if it does not."""
+        return self.base.links.get(peer.listens_at)
 
     def mode(self, peer: Peer) -> str:
         """How we talk to this peer, for display."""
         if peer.session.up:
             return "session"
-        link = self.base.links.get(peer.name)
+        link = self.link_of(peer)
         if link is not None:
             return f"base v{link.version}"
         return "lost" if peer.session.lost else "waiting for keys"
 
     def info(self, peer: Peer, now: float) -> dict[str, Any]:
         """What is known of a peer, for display; see `UDPSocketClass.get_peer_info`."""
-        session, link = peer.session, self.base.links.get(peer.name)
+        session, link = peer.session, self.link_of(peer)
+        endpoint = link.address if link is not None else session.endpoint
         heard_at = link.opened_at if link is not None and link.opened else session.last_opened
         in_session = session.send is not None
         return {
             "mode": self.mode(peer),
             "names": list(peer.names),
-            "endpoint": link.address if link is not None else session.endpoint,
+            "endpoint": endpoint if not is_host(endpoint[0]) else None,
+            "addresses": list(peer.host.places) if peer.host is not None else [peer.name],
             "protocol_version": link.version if link is not None else packet.PROTOCOL_VERSION,
             "identity": crypto.bytes_to_b64_str(peer.identity) if peer.identity else None,
             "added": peer.added,
@@ -139,13 +152,13 @@ class NodeState:
             "waiting": len(peer.queue) + len(peer.lane),
             "sent": peer.sent,
             "received": peer.received,
+            "counters": dict(peer.counters or ()),
         }
 
     def body_size_of(self, peer: Peer) -> int:
         """Bytes that a body towards this peer may have now."""
-        link = self.base.links.get(peer.name)
-        in_base = link is not None and not peer.session.up
-        return link.body_size if link is not None and in_base else peer.session.largest_body_size
+        link = None if peer.session.up else self.link_of(peer)
+        return peer.session.largest_body_size if link is None else link.body_size
 
     def body_size_towards(self, address: Address | None) -> int:
         """The same by address, known or not; None is every added peer, and the smallest of theirs."""
@@ -160,28 +173,47 @@ class NodeState:
         """An entry for an address that has none, as a pending stranger."""
         session = Session(self.local, self.tags, self.retired, self.outgoing, address, self.body_size)
         peer = session.owner = Peer(address, session)
-        peer.supplied = self.known_key(address)
+        peer.supplied = self._key_for(address)
         return self.table.insert(peer)
 
     def own_entry(self, address: Address) -> Peer:
-        """The entry whose first name is `address`, made if need be: base mode knows no second names."""
-        peer = self.table.by_name.get(address)
-        if peer is not None and peer.name != address:
+        """The entry that listens at `address`, made if need be: base mode knows no second names."""
+        peer = self.table.at(address)
+        if peer is not None and peer.listens_at != address:
+            if address not in peer.names:
+                self.settle(peer, address)
+                return peer
             self.table.remove_name(peer, address)
             peer = self.new_peer(address)
             self.table.mark_added(peer)
         return peer or self.new_peer(address)
 
+    def settle(self, peer: Peer, address: Address) -> None:
+        """The peer was found at this address of its host; what comes from others of them is not its."""
+        assert peer.host is not None
+        if peer.listens_at != address:
+            self.base.remove(peer.listens_at)
+        peer.host.place = address
+        self.table.set_places(peer, peer.host.places)
+
     def forgotten(self, peer: Peer) -> None:
         """A peer leaves the table: its pairs, its base link and what waits for it go with it."""
         peer.session.close()
-        for name in peer.names:
-            self.base.remove(name)
+        for address in (*peer.names, peer.listens_at):
+            self.base.remove(address)
         self.drop_waiting(peer, "peer_removed")
 
-    def count_drop(self, reason: str, source: Address, now: float) -> None:
-        """Count a datagram that is dropped; log the first of each minute and reason."""
-        self.counters[reason] += 1
+    def count_drop(
+        self, reason: str, source: Address, now: float, count: int = 1, peer: Peer | None = None
+    ) -> None:
+        """Count what is dropped of what came from `source`; log the first of each minute and reason.
+
+        It is the peer's too: `peer` if something of it has opened, else whose address it is by what it says.
+        """
+        self.counters[reason] += count
+        peer = peer or self.table.at(source)
+        if peer is not None:
+            peer.count(reason, count)
         if reason == "too_many_sessions":
             # Two rotations wipe the keys, and with them what had to be remembered of sessions long gone.
             self.rotate_at = min(self.rotate_at, self.rotated_at + encryption_module.MIN_LIFETIME)
@@ -191,6 +223,7 @@ class NodeState:
     def count_loss(self, reason: str, count: int, peer: Peer, now: float) -> None:
         """Count messages of ours that are dropped; log the first of each minute and reason."""
         self.counters[reason] += count
+        peer.count(reason, count)
         if self._is_news(reason, now):
             logger.warning("%s: messages dropped (%s)", peer.name, reason)
 
@@ -201,9 +234,9 @@ class NodeState:
         self.logged_at[reason] = now
         return True
 
-    def became_ready(self, peer: Peer) -> None:
-        """Tell that data for this peer leaves at once, and let go what waits for it."""
-        self.events.append(Event("ready", peer.name))
+    def became_ready(self, peer: Peer, name: Address | None = None) -> None:
+        """Tell, under that name of the peer's, that data for it leaves at once; let go what waits for it."""
+        self.events.append(Event("ready", name or peer.name))
         if peer.queue:
             self.flushable.append(peer)
 
@@ -259,7 +292,7 @@ class NodeState:
             return
         if peer.identity in (b"", sign):
             return
-        link = self.base.links.get(peer.name)
+        link = self.link_of(peer)
         # A base peer cannot show that it receives here: one from which nothing has opened gives way.
         base_holds = link is not None and link.live(now) and (link.opened or not echoed)
         if peer.session.persistent or base_holds:
@@ -293,7 +326,7 @@ class NodeState:
         peer.session.close()
         peer.session.flags = 0
         peer.probe_at = NEVER
-        self.base.remove(peer.name)
+        self.base.remove(peer.listens_at)
         self.drop_waiting(peer, "queued_for_another_identity")
         self.events.append(Event("lost", peer.name, why))
         if peer.added:
@@ -301,14 +334,34 @@ class NodeState:
 
     def start_announcing(self, peer: Peer, now: float) -> None:
         """Look for the peer anew, at each of its names: what was one process need not be one again."""
+        supplied = peer.supplied
+        if len(peer.names) > 1 and not self._shares_key(peer, peer.name):
+            peer.supplied = self._key_for(peer.name)
         for name in peer.names[1:]:
+            if name == peer.listens_at:
+                self.base.remove(name)
             self.table.remove_name(peer, name)
             other = self.new_peer(name)
-            other.supplied = peer.supplied
+            if self._shares_key(peer, name):
+                other.supplied = supplied
             self.table.mark_added(other)
             self.start_announcing(other, now)
         peer.announce_at, peer.announced_since, peer.announcements = now, now, 0
+        if peer.host is not None:
+            peer.host.reach, peer.host.look_up_at, peer.host.held_until = 0, now, now + RESOLVE_FIRST
+            if self.link_of(peer) is None:
+                peer.host.place = None
         self.schedule(peer)
+
+    def _key_for(self, name: Address) -> bytes | None:
+        return self.host_keys.get(name) or self.known_key(name)
+
+    def _shares_key(self, peer: Peer, name: Address) -> bool:
+        """Whether the key that the peer is bound to is for this name of it, too.
+
+        A host's name may stand for another machine the next time, which has a key of its own.
+        """
+        return not is_host(name[0]) or name in peer.remembered
 
     def schedule(self, peer: Peer) -> None:
         """See to the peer's timers when the first of them is due."""
@@ -326,8 +379,8 @@ class NodeState:
         deadline = min(peer.session.deadline(), peer.announce_at)
         if peer.queue:
             deadline = min(deadline, peer.queue[0][0] + encryption_module.MAX_MESSAGE_AGE_SECONDS)
-        deadline = min(deadline, peer.probe_at)
-        link = self.base.links.get(peer.name)
+        deadline = min(deadline, peer.probe_at, peer.host.look_up_at if peer.host is not None else NEVER)
+        link = self.link_of(peer)
         if link is not None:
             deadline = min(deadline, link.refresh_at, NEVER if peer.base_ready else link.ready_at)
         return deadline

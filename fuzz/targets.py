@@ -25,6 +25,7 @@ with atheris.instrument_imports(include=[path.stem for path in ROOT.glob("vault_
     import make_vectors as vectors
     from world import MAX_STEPS, PAUSES, SOURCES, Steps, World, packed_control, step
 
+    import vault_udp_layout as layouts
     import vault_udp_packet as packet
     from vault_udp_encryption import VaultAsymmetricEncryption
     from vault_udp_keys import proof_is_good, read_hello_untrusted
@@ -57,9 +58,8 @@ def body(data: bytes) -> None:
     frame = allowed(packet.read_frame, content.payload) if content is not None else None
     if frame is not None:
         allowed(packet.read_v1_text, frame)
-    layout = packet.likely_layout(data)
-    message = layout.read(data) if layout is not None else None
-    assert message is None or message == frame
+    messages = layouts.read_messages(data)
+    assert messages is None or list(messages) == (list(content.messages) or [frame])
 
 
 def body_seeds() -> Iterator[bytes]:

@@ -17,6 +17,7 @@ import heapq
 import itertools
 import random
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Callable, Iterator, List, NamedTuple, Tuple
 
 import vault_udp_path
@@ -63,6 +64,9 @@ class FakeNet:
         hook: decides what becomes of a datagram; `route` (the rates above) unless replaced. A hook may call
             `route` itself.
         sent: every datagram that anybody sent, in order, whatever became of it.
+        names: by host name, the IPs that it stands for; others cannot be resolved.
+        lookups: every name that anybody has asked for, with the time: [(time, name)].
+        lookup_delay: seconds that an answer takes.
     """
 
     def __init__(
@@ -81,6 +85,9 @@ class FakeNet:
         self.now = 0.0
         self.hook: Callable[[Datagram], Copies] = self.route
         self.sent: list[Datagram] = []
+        self.names: dict[str, list[str]] = {}
+        self.lookups: list[tuple[float, Address]] = []
+        self.lookup_delay = 0.02
         self._ends: dict[Address, Host | Outsider] = {}
         self._agenda: list[tuple[float, int, Callable[[], object]]] = []
         self._sequence = itertools.count()
@@ -198,10 +205,11 @@ class Host:
         lifetime: seconds between rotations.
         encryption: the identity to use; one of its own if omitted.
         rate_limit: messages a second from one peer; no limit unless given.
+        known: identities that a known-peers file would have; those met are in `events`.
         wall_offset: seconds by which the wall clock is wrong. `jump_wall` changes it while running.
         clock_rate: seconds that the monotonic clock counts in one true second. Its origin is random.
         alias: an address of the other family; what goes to such addresses is sent from there.
-        legacy_peers, body_size, finds_sizes: as of `Node`.
+        legacy_peers, body_size, finds_sizes, persistent: as of `Node`.
 
     Attributes:
         path_mtu: for each address, bytes of an IP packet above which our system refuses to send there.
@@ -228,6 +236,8 @@ class Host:
         legacy_peers: bool = True,
         body_size: int = BODY_SIZE,
         finds_sizes: bool = True,
+        known: dict[Address, bytes] | None = None,
+        persistent: bool = False,
     ) -> None:
         self.net = net
         self.address = address
@@ -249,7 +259,10 @@ class Host:
             "legacy_peers": legacy_peers,
             "body_size": body_size,
             "finds_sizes": finds_sizes,
+            "persistent": persistent,
         }
+        if known is not None:
+            self._options.update(known_key=known.get, remember_peers=True)
         with net.seeded_keys():
             self.encryption = encryption or self._new_encryption(lifetime)
         self._start()
@@ -445,6 +458,10 @@ class Host:
         node.deliveries.clear()
         node.events.clear()
         self._send_outgoing()
+        for name in node.lookups:
+            self.net.lookups.append((self.net.now, name))
+            self.net.at(self.net.now + self.net.lookup_delay, partial(self._answer, node, name))
+        node.lookups.clear()
         for peer in node.take_flushable():
             if node.is_ready(peer, self.now) and peer.queue:
                 self._seal_or_queue(peer, ())
@@ -461,6 +478,12 @@ class Host:
         while outgoing:  # what is refused for its size is there again
             endpoint, datagram = outgoing.pop(0)
             self._transmit(endpoint, [datagram])
+
+    def _answer(self, node: Node, name: Address) -> None:
+        if node is self.node and self.alive:
+            addresses = [(ip, name[1]) for ip in self.net.names.get(name[0], [])]
+            with self._acting():
+                node.resolved(name, addresses, "" if addresses else "no such name", self.now)
 
     def _sleep(self) -> None:
         deadline = self.node.deadline()

@@ -30,6 +30,7 @@ import pyzstd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import vault_udp_layout as layouts
 import vault_udp_packet as packet
 import vault_udp_socket_helper as crypto
 from vault_udp_encryption import VaultAsymmetricEncryption
@@ -601,7 +602,7 @@ def body_cases() -> list[Case]:
         for size in (1100, BODY_SIZE)
     ]
     several = [b"one", b"", b"three"]
-    coalesced = packet.make_coalesced_body(several, 200)
+    coalesced = layouts.make_coalesced_body(several, 200)
     cases.append(
         {"kind": "coalesced", "messages": [b64(m) for m in several], "size": 200, "body": b64(coalesced)}
     )

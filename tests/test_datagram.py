@@ -520,6 +520,51 @@ def test_system_calls_per_1000_datagrams_of_ping_pong(make: MakeSocket) -> None:
     assert factory.fakes[0].system_calls() + len(polls) <= 2100
 
 
+def exchange(here: DatagramSocket, there: DatagramSocket) -> None:
+    """``here`` sends something and is answered."""
+    here.send([b"ping"], ("127.0.0.1", there.port))
+    there.send([b"pong"], ("127.0.0.1", here.port))
+    assert here.receive() == [([b"pong"], ("127.0.0.1", there.port))]
+
+
+@pytest.fixture
+def answered(make: MakeSocket, monkeypatch: pytest.MonkeyPatch) -> tuple[DatagramSocket, DatagramSocket]:
+    """A socket that is answered fast, and the other that does so."""
+    monkeypatch.setattr(datagram, "BUSY_WAIT", 60.0)  # no pause of this machine is long enough to matter
+    here, there = make(), make()
+    exchange(here, there)
+    exchange(here, there)
+    return here, there
+
+
+def test_a_fast_answer_is_awaited_without_sleeping(answered: tuple[DatagramSocket, DatagramSocket]) -> None:
+    here, there = answered
+    polls = count_polls(here)
+    for _ in range(10):
+        exchange(here, there)
+    assert not polls
+
+
+def test_a_stream_is_not_awaited_so(answered: tuple[DatagramSocket, DatagramSocket]) -> None:
+    here, there = answered
+    polls = count_polls(here)
+    for _ in range(2):
+        there.send([b"stream"], ("127.0.0.1", here.port))
+        here.receive()
+    assert len(polls) == 1
+
+
+def test_an_answer_that_does_not_come_is_not_awaited_for_long(
+    answered: tuple[DatagramSocket, DatagramSocket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, _ = answered
+    polls = count_polls(here)
+    monkeypatch.setattr(datagram, "BUSY_WAIT", 0.0)
+    here.wake()
+    assert here.receive() == []
+    assert len(polls) == 1
+
+
 def test_a_flood_is_noticed(make: MakeSocket) -> None:
     here, there = make(), make()
     here.gso = False

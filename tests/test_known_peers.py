@@ -352,7 +352,7 @@ def test_what_is_written_for_ipv6_can_be_read(known: Path) -> None:
         f"10.0.0.3 1003 {KEY} more",
         f"10.0.0.3:1003 {KEY}",
         f"10.0.0 1003 {KEY}",
-        f"printer.example 1003 {KEY}",
+        f"-printer.example 1003 {KEY}",
         f"10.0.0.3 0 {KEY}",
         f"10.0.0.3 65536 {KEY}",
         f"10.0.0.3 port {KEY}",

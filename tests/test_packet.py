@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import tracemalloc
 from typing import Any, Callable
 
@@ -13,6 +14,7 @@ import pyzstd
 from hypothesis import given
 from hypothesis import strategies as st
 
+import vault_udp_layout as layouts
 import vault_udp_packet as packet
 from vault_udp_packet import PacketError, TooLargeError
 
@@ -101,6 +103,20 @@ def test_one_frame_only_and_a_whole_one() -> None:
             assert refused_as(packet.read_frame, frame[:size]) == "bad_frame"
 
 
+def test_a_kept_compressor_forgets_each_message() -> None:
+    texts = [b"%d " % number * 300 for number in range(20)]
+    frames = [bytes(packet.compress_frame(text, 1 << 16)) for text in texts]
+    assert frames == [pyzstd.compress(text, 3) for text in texts]
+
+
+def test_each_thread_has_its_own_compressor() -> None:
+    compressors = [packet._kept.compressor]
+    thread = threading.Thread(target=lambda: compressors.append(packet._kept.compressor))
+    thread.start()
+    thread.join()
+    assert compressors[0] is packet._kept.compressor is not compressors[1]
+
+
 def test_what_does_not_fit_is_compressed_harder_before_it_is_refused() -> None:
     text = json.dumps([{"number": number, "square": number * number} for number in range(400)]).encode()
     sizes = [len(pyzstd.compress(text, level)) for level in (3, 22)]
@@ -123,7 +139,7 @@ def test_every_size_from_the_smallest_to_2000_is_hit_exactly() -> None:
     makers: list[Callable[[int], bytes]] = [
         lambda size: packet.make_payload_body(frame, size),
         lambda size: packet.make_control_body(control, size),
-        lambda size: packet.make_coalesced_body(messages, size),
+        lambda size: layouts.make_coalesced_body(messages, size),
         lambda size: packet.make_v1_body(frame, size),
     ]
     meanings = [
@@ -168,7 +184,7 @@ def test_a_payload_body_is_what_the_readme_draws(message: bytes) -> None:
 
 def test_a_message_of_the_room_fits_and_one_byte_more_does_not() -> None:
     room = packet.message_room(BODY_SIZE)
-    assert len(packet.make_bodies([bytes(room)], BODY_SIZE, coalesce=False)[0]) == BODY_SIZE
+    assert len(layouts.make_bodies([bytes(room)], BODY_SIZE, coalesce=False)[0]) == BODY_SIZE
     with pytest.raises(TooLargeError):
         packet.make_payload_body(packet.store_frame(bytes(room + 1)), BODY_SIZE)
 
@@ -186,7 +202,7 @@ MESSAGES = st.lists(
 @given(MESSAGES, st.booleans(), st.sampled_from([BODY_SIZE, 1373 + 20, 1500]))
 def test_bodies_carry_all_messages_in_order(messages: list[bytes], coalesce: bool, size: int) -> None:
     arrived: list[bytes] = []
-    for body in packet.make_bodies(messages, size, coalesce):
+    for body in layouts.make_bodies(messages, size, coalesce):
         assert len(body) == size
         read = packet.read_body(body)
         assert (read.version, read.control) == (2, b"")
@@ -204,7 +220,7 @@ def test_layouts_of_many_lengths_hold_little_memory() -> None:
     try:
         before = tracemalloc.get_traced_memory()[0]
         for size in range(20000, 20200):
-            layout = packet.likely_layout(packet.make_payload_body(packet.store_frame(b""), size))
+            layout = layouts.likely_layout(packet.make_payload_body(packet.store_frame(b""), size))
             assert layout is not None
         held = tracemalloc.get_traced_memory()[0] - before
     finally:
@@ -214,12 +230,12 @@ def test_layouts_of_many_lengths_hold_little_memory() -> None:
 
 def test_only_who_agreed_gets_several_messages_in_a_body() -> None:
     messages = [b"%d" % number for number in range(300)]
-    assert len(packet.make_bodies(messages, BODY_SIZE, coalesce=False)) == 300
-    bodies = packet.make_bodies(messages, BODY_SIZE, coalesce=True)
+    assert len(layouts.make_bodies(messages, BODY_SIZE, coalesce=False)) == 300
+    bodies = layouts.make_bodies(messages, BODY_SIZE, coalesce=True)
     assert len(bodies) < 10
     assert max(len(packet.read_body(body).messages) for body in bodies) <= packet.MAX_MESSAGES_PER_BODY
     # The smallest messages there are do not exceed the number that a reader takes.
-    for body in packet.make_bodies([b""] * 1000, BODY_SIZE, coalesce=True):
+    for body in layouts.make_bodies([b""] * 1000, BODY_SIZE, coalesce=True):
         assert len(packet.read_body(body).messages) <= packet.MAX_MESSAGES_PER_BODY
 
 

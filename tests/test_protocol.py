@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import vault_udp_packet as packet
 import vault_udp_peer
 import vault_udp_socket_helper as crypto
+from vault_udp_address import Address
 from vault_udp_encryption import VaultAsymmetricEncryption
 from vault_udp_keys import LocalKeys
 from vault_udp_rate_limit import RateLimiter
@@ -781,6 +782,30 @@ def test_a_forged_flood_spends_nobody_s_allowance() -> None:
     assert bob.messages_from(A)[1:] == [b"%d" % number for number in range(10)]
     assert bob.node.counters["rate_limited"] == 0
     assert bob.node.counters["forged"] == bob.node.counters["replayed"] == 200
+
+
+def test_what_is_dropped_is_told_of_the_peer_too() -> None:
+    net = FakeNet()
+    bob, alice, carol = net.node(B, rate_limit=10), net.node(A, B), net.node(C, B)
+    assert net.run_until(lambda: both_ready(alice, bob) and both_ready(carol, bob))
+    alice.send(B, *[b"x"] * 25)
+    net.run(0.01)
+    carol.send(B, b"recorded")
+    net.run(0.01)
+    net.inject(X, B, carol.data_sent[-1])  # from anywhere: it is hers by what it says
+    net.inject(X, B, bytes(SEALED_SIZE))
+    bob.add_peer(("10.0.0.8", 8))
+    for _ in range(256 + 3):
+        bob.send(("10.0.0.8", 8), b"nobody is there")
+    net.run(0.01)
+
+    def counters(address: Address) -> object:
+        return bob.node.info(bob.peer(address), net.now)["counters"]
+
+    assert counters(A) == {"rate_limited": 15}
+    assert counters(C) == {"replayed": 1}
+    assert counters(("10.0.0.8", 8)) == {"queue_full": 3}
+    assert bob.node.counters["unknown_tag"] == 1
 
 
 def test_strangers_do_not_spend_the_budget_of_added_peers() -> None:

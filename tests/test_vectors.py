@@ -16,13 +16,25 @@ import make_vectors
 import pytest
 from nacl.bindings import crypto_scalarmult_base
 
+import vault_udp_layout as layouts
 import vault_udp_packet as packet
 from vault_udp_keys import Hello, LocalKeys, Pair, SessionKey
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "PROTOCOL.md").read_text(encoding="utf-8")
 MODULES = (
-    *("packet", "keys", "session", "path", "announce", "node", "state", "peer", "base", "encryption"),
+    "packet",
+    "layout",
+    "keys",
+    "session",
+    "path",
+    "announce",
+    "hosts",
+    "node",
+    "state",
+    "peer",
+    "base",
+    "encryption",
     "replay",
 )
 MINIMUM = {"frames": 11, "bodies": 20, "keys": 3, "exchange": 20, "refusals": 60}
@@ -125,7 +137,7 @@ def test_bodies(case: dict[str, Any]) -> None:
     if case["kind"] == "v1":
         assert packet.make_v1_body(packet.store_frame(messages[0]), case["size"]) == body
     else:
-        assert packet.make_bodies(messages, case["size"], coalesce=True) == [body]
+        assert layouts.make_bodies(messages, case["size"], coalesce=True) == [body]
 
 
 @pytest.mark.parametrize("case", vectors("keys"), ids=["alice-bob", "bob-alice", "alice-carol"])

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bodies that carry messages: made in as few datagrams as can be, the usual ones read without a parser.
+
+Nearly every datagram has one of two layouts: one stored message (`StoredLayout`), or several of one size
+(`AlikeLayout`). In either, every byte that is neither message nor padding follows from a few of them.
+
+Why reading them without a parser is safe: those few bytes say which layout it would have to be; all the other
+bytes are then compared with what that layout has there. What is not equal is left to `vault_udp_packet`,
+which judges every member. So this accepts nothing that the parser refuses, and reads it as the parser would
+(tests/test_layout.py holds both side by side).
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from typing import TYPE_CHECKING, NamedTuple, Sequence
+
+import msgpack
+
+if TYPE_CHECKING or not __package__:
+    import vault_udp_packet as packet
+    from vault_udp_packet import BODY_HEAD, EMPTY_BIN, FRAME_START, MAX_MESSAGES_PER_BODY, CompressedFrame
+else:
+    from . import vault_udp_packet as packet
+    from .vault_udp_packet import BODY_HEAD, EMPTY_BIN, FRAME_START, MAX_MESSAGES_PER_BODY, CompressedFrame
+
+_COALESCED_HEAD = b"\x85\xa1v\x02\xa1p\xc4\x00\xa1c\xc4\x00\xa1m"
+COALESCED_OVERHEAD = len(_COALESCED_HEAD) + 3 + len(packet.PADDING_KEY) + 2
+"""Bytes of a coalesced body that are neither messages nor padding."""
+MESSAGE_OVERHEAD = 3
+"""Bytes that each message of a coalesced body costs at most, beside itself."""
+_MIN_PADDING = len(packet.PADDING_KEY + EMPTY_BIN)
+_ARRAY_AT = len(_COALESCED_HEAD)
+
+
+# ---------------------------------------------------------------------------------------------- one message
+
+
+class StoredLayout(NamedTuple):
+    """What all bodies of one size share that carry one stored message of one size."""
+
+    head: bytes
+    end: int
+    """Where the message ends; it starts behind `head`."""
+    tail: bytes
+    """What follows the message, up to the padding."""
+    body_size: int
+
+    def make(self, messages: Sequence[bytes]) -> list[bytes]:
+        """`make_payload_body(store_frame(message), body_size)` for each of them."""
+        head, rest = self.head, self.tail.ljust(self.body_size - self.end, b"\0")
+        return [b"%b%b%b" % (head, message, rest) for message in messages]
+
+    def read(self, body: bytes) -> bytes | None:
+        """The message of a body as `make` makes it, whatever its padding; None for any other body."""
+        head, end, tail, body_size = self
+        if len(body) == body_size and body.startswith(head) and body.startswith(tail, end):
+            return body[len(head) : end]
+        return None
+
+
+@functools.lru_cache(maxsize=2048)
+def stored_layout(message_size: int, body_size: int) -> StoredLayout:
+    """The layout of a stored message of that size, which must fit."""
+    frame = packet.store_frame(bytes(message_size))
+    body = packet.make_payload_body(frame, body_size)
+    end = FRAME_START + len(frame)
+    tail_end = end + len(packet.CONTROL_KEY + EMPTY_BIN + packet.PADDING_KEY) + 3
+    return StoredLayout(body[: end - message_size], end, body[end:tail_end], body_size)
+
+
+def likely_layout(body: bytes) -> StoredLayout | None:
+    """The one such layout that this body may have, by the length of its payload; None if it can have none."""
+    frame_size = int.from_bytes(body[FRAME_START - 2 : FRAME_START], "big")
+    message_size = frame_size - (9 if frame_size < 265 else 10)
+    if message_size < 0 or frame_size > len(body) - packet.BODY_OVERHEAD:
+        return None
+    return stored_layout(message_size, len(body))
+
+
+# --------------------------------------------------------------------------------- several, all of one size
+
+
+class AlikeLayout(NamedTuple):
+    """What all bodies of one size share that carry one number, at least 2, of messages of one size."""
+
+    head: bytes
+    """What precedes the messages; its last bytes, `header`, precede each of the others, too."""
+    header: bytes
+    columns: Sequence[tuple[int, bytes]]
+    """Where each byte of the messages' headers stands first, and all its repetitions in a row."""
+    end: int
+    """Where the last message ends."""
+    step: int
+    tail: bytes
+    """What follows it, up to the padding."""
+    body_size: int
+    split: struct.Struct
+
+    def make(self, messages: Sequence[bytes]) -> bytes:
+        """`make_coalesced_body(messages, body_size)`."""
+        return (b"%b%b%b" % (self.head, self.header.join(messages), self.tail)).ljust(self.body_size, b"\0")
+
+    def read(self, body: bytes) -> Sequence[bytes] | None:
+        """The messages of a body as `make` makes it, whatever its padding; None for any other body."""
+        head, _, columns, end, step, tail, body_size, split = self
+        if len(body) != body_size or not body.startswith(head) or not body.startswith(tail, end):
+            return None
+        for start, repeated in columns:
+            if body[start:end:step] != repeated:
+                return None
+        return split.unpack_from(body, len(head))
+
+
+@functools.lru_cache(maxsize=256)
+def alike_layout(count: int, message_size: int, body_size: int) -> AlikeLayout | None:
+    """The layout of `count` messages of that size; None if they do not fit, or are fewer than 2."""
+    header = b"\xc4%c" % message_size if message_size < 256 else b"\xc5%b" % message_size.to_bytes(2, "big")
+    array = b"%c" % (0x90 | count) if count < 16 else b"\xdc%b" % count.to_bytes(2, "big")
+    head = _COALESCED_HEAD + array + header
+    step = len(header) + message_size
+    first, end = len(head) - len(header), len(head) - len(header) + count * step
+    if not 1 < count <= MAX_MESSAGES_PER_BODY or end + _MIN_PADDING > body_size:
+        return None
+    columns = [(first + offset, header[offset : offset + 1] * count) for offset in range(len(header))]
+    tail = packet.padding_head(body_size - end)
+    split = struct.Struct(f"{message_size}s" + f"{len(header)}x{message_size}s" * (count - 1))
+    return AlikeLayout(head, header, columns, end, step, tail, body_size, split)
+
+
+def _likely_alike(body: bytes) -> AlikeLayout | None:
+    """The one such layout that this body may have, by its number of messages and the size of the first."""
+    if len(body) <= COALESCED_OVERHEAD or not body.startswith(_COALESCED_HEAD):
+        return None
+    count, at = body[_ARRAY_AT] & 0x0F, _ARRAY_AT + 1
+    if body[_ARRAY_AT] == 0xDC:
+        count, at = int.from_bytes(body[at : at + 2], "big"), at + 2
+    size = body[at + 1] if body[at] == 0xC4 else int.from_bytes(body[at + 1 : at + 3], "big")
+    return alike_layout(count, size, len(body))
+
+
+def read_messages(body: bytes) -> Sequence[bytes] | None:
+    """The messages of a body that has one of the two layouts; None for any other body."""
+    if body.startswith(BODY_HEAD):
+        layout = likely_layout(body)
+        message = layout.read(body) if layout is not None else None
+        return None if message is None else (message,)
+    alike = _likely_alike(body)
+    return alike.read(body) if alike is not None else None
+
+
+# ------------------------------------------------------------------------------------------------ any bodies
+
+
+def make_coalesced_body(messages: Sequence[bytes], body_size: int) -> bytes:
+    """A v2 body of exactly `body_size` bytes around several messages, which must fit."""
+    return packet.padded(_COALESCED_HEAD + msgpack.packb(messages), body_size)
+
+
+def make_bodies(messages: Sequence[bytes], body_size: int, coalesce: bool) -> list[bytes]:
+    """v2 bodies of exactly `body_size` bytes that carry `messages` in order.
+
+    With `coalesce`, messages that wait together share a body, at most 256 of them.
+
+    Args:
+        messages: raw (at most `message_room` bytes), or a `CompressedFrame`.
+
+    Raises:
+        TooLargeError: one of them does not fit.
+    """
+    if len(messages) > 1 and coalesce:
+        sizes = set(map(len, messages))
+        if len(sizes) == 1 and set(map(type, messages)) == {bytes}:
+            return _make_bodies_alike(messages, sizes.pop(), body_size)
+        return _make_bodies_mixed(messages, body_size)
+    return [body for message in messages for body in _make_single(message, body_size)]
+
+
+def _make_single(message: bytes, body_size: int) -> list[bytes]:
+    if message.__class__ is CompressedFrame:
+        return [packet.make_payload_body(message, body_size)]
+    return stored_layout(len(message), body_size).make((message,))
+
+
+def _make_bodies_alike(messages: Sequence[bytes], size: int, body_size: int) -> list[bytes]:
+    cost = size + (2 if size < 256 else 3)
+    count = min(MAX_MESSAGES_PER_BODY, (body_size - COALESCED_OVERHEAD) // cost)
+    if count < 2:
+        return stored_layout(size, body_size).make(messages)
+    bodies: list[bytes] = []
+    for start in range(0, len(messages), count):
+        part = messages[start : start + count]
+        layout = alike_layout(len(part), size, body_size)
+        bodies += _make_single(part[0], body_size) if layout is None else [layout.make(part)]
+    return bodies
+
+
+def _make_bodies_mixed(messages: Sequence[bytes], body_size: int) -> list[bytes]:
+    bodies: list[bytes] = []
+    count, start = len(messages), 0
+    while start < count:
+        end = start
+        left = body_size - COALESCED_OVERHEAD
+        last = min(count, start + MAX_MESSAGES_PER_BODY)
+        while end < last and messages[end].__class__ is not CompressedFrame:
+            left -= len(messages[end]) + MESSAGE_OVERHEAD
+            if left < 0:
+                break
+            end += 1
+        if end > start + 1:
+            bodies.append(make_coalesced_body(messages[start:end], body_size))
+        else:
+            end = start + 1
+            bodies += _make_single(messages[start], body_size)
+        start = end
+    return bodies
