@@ -75,7 +75,8 @@ def demo() -> int:
 def test(arguments: list[str]) -> int:
     python = environment("dev", "requirements.txt", "requirements-dev.txt")
     if "--coverage" not in arguments:
-        return run(python, "-m", "pytest", *arguments)
+        # Tests on real networks wait more than they work.
+        return run(python, "-m", "pytest", "-n", "3", "--dist", "worksteal", *arguments)
     arguments = [argument for argument in arguments if argument != "--coverage"]
     run(python, "-m", "coverage", "erase")
     tests = run(python, "-m", "coverage", "run", "-m", "pytest", *arguments)
