@@ -23,49 +23,59 @@ import sys
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Sequence, Tuple
 
 if TYPE_CHECKING or not __package__:
     from vault_udp_address import Address, normalize, resolve_literal, scope_id
+    from vault_udp_platform import (
+        MAX_DATAGRAM,
+        SO_RXQ_OVFL,
+        SOL_UDP,
+        UDP_GRO,
+        UDP_SEGMENT,
+        SocketAddress,
+        bind,
+        enlarge,
+        forbid_fragments,
+        name_of,
+        path_mtu,
+        set_option,
+    )
 else:
     from .vault_udp_address import Address, normalize, resolve_literal, scope_id
+    from .vault_udp_platform import (
+        MAX_DATAGRAM,
+        SO_RXQ_OVFL,
+        SOL_UDP,
+        UDP_GRO,
+        UDP_SEGMENT,
+        SocketAddress,
+        bind,
+        enlarge,
+        forbid_fragments,
+        name_of,
+        path_mtu,
+        set_option,
+    )
 
 _logger = logging.getLogger(__name__)
 
 Batch = Tuple[List[bytes], Address]
 """Datagrams that came in one system call, oldest first, and the one address that they came from."""
-_SocketAddress = Union[Tuple[str, int], Tuple[str, int, int, int]]
 
-BUFFER_SIZE = 4 * 1024 * 1024  # bytes asked of the system for each direction
-MAX_DATAGRAM = 65_535  # the length field of UDP has 16 bits (RFC 768), so nothing longer is legal
+
 MAX_BATCHES_PER_RECEIVE = 16
 BUSY_WAIT = 200e-6
 """Seconds: where datagrams follow ours as fast as this, the next is awaited as long without sleeping."""
 MAX_SEGMENTS = 64  # Linux: UDP_MAX_SEGMENTS of the first kernels with segmentation
 MAX_SEGMENTED_BYTES = 65_507  # 65,535 less the headers of UDP and IPv4
 
-# Linux constants that the socket module does not have on every supported Python.
-_SO_RXQ_OVFL = 40
-_SOL_UDP = 17
-_UDP_SEGMENT = 103
-_UDP_GRO = 104
-_SIO_UDP_CONNRESET = 0x9800000C  # Windows
-_IP_MTU = 14
-_IPV6_MTU = 24
-# (level, option, value) that forbid fragments, by platform: for IPv4, also on a socket of both families, and
-# for IPv6. From ip(7) and ipv6(7) of Linux, Apple's netinet headers and ws2ipdef.h.
-_FORBID_FRAGMENTS = {
-    "linux": ((socket.IPPROTO_IP, 10, 2), (socket.IPPROTO_IPV6, 23, 2)),
-    "darwin": ((socket.IPPROTO_IP, 28, 1), (socket.IPPROTO_IPV6, 62, 1)),
-    "win32": ((socket.IPPROTO_IP, 14, 1), (socket.IPPROTO_IPV6, 14, 1)),
-}
 _ANCILLARY_SIZE = 64  # bytes: room for the segment size and the count of drops
 
 _CAN_WAIT = ("EAGAIN", "EWOULDBLOCK", "ENOBUFS")
 # The answer to an earlier datagram, reported at this one: the socket is fine, so is this datagram.
 _STALE = ("ECONNREFUSED", "ECONNRESET")
 _SEGMENTATION_REFUSED = ("EIO", "EINVAL", "ENOPROTOOPT", "EMSGSIZE")
-_NO_IPV6 = ("EAFNOSUPPORT", "EPROTONOSUPPORT", "EADDRNOTAVAIL", "ENOPROTOOPT", "EINVAL")
 # Seconds between attempts to send while the system has no room: about 1 s in all, for one call of `send`.
 _WAITS_FOR_ROOM = (0.001, 0.002, 0.004, 0.008, 0.016) + 48 * (0.02,)
 # A socket that reports so many errors in a row, and nothing else, is left alone for so many seconds each:
@@ -107,7 +117,7 @@ class DatagramSocket:
         fragments: bool = True,
     ) -> None:
         self._socket_factory = socket_factory
-        self._socket = _bind(port, bind_address, socket_factory)
+        self._socket = bind(port, bind_address, socket_factory)
         try:
             self._wake_receiver, self._wake_sender = socket.socketpair()
         except OSError:
@@ -118,17 +128,15 @@ class DatagramSocket:
         self._socket.setblocking(False)
         self.family = self._socket.family
         self.port: int = self._socket.getsockname()[1]
-        self.receive_buffer = _enlarge(self._socket, socket.SO_RCVBUF)
-        self.send_buffer = _enlarge(self._socket, socket.SO_SNDBUF)
+        self.receive_buffer = enlarge(self._socket, socket.SO_RCVBUF)
+        self.send_buffer = enlarge(self._socket, socket.SO_SNDBUF)
         if not fragments:
-            for level, option, value in _FORBID_FRAGMENTS.get(sys.platform, ()):
-                # A refusal leaves it to the system to divide what is too long.
-                _set_option(self._socket, level, option, value)
+            forbid_fragments(self._socket)
         self.on_too_long: Callable[[Address, bytes], bool] | None = None
         on_linux = sys.platform == "linux"
-        self.gso = on_linux and _set_option(self._socket, _SOL_UDP, _UDP_SEGMENT, 0)
-        self.gro = on_linux and _set_option(self._socket, _SOL_UDP, _UDP_GRO, 1)
-        counts_drops = on_linux and _set_option(self._socket, socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
+        self.gso = on_linux and set_option(self._socket, SOL_UDP, UDP_SEGMENT, 0)
+        self.gro = on_linux and set_option(self._socket, SOL_UDP, UDP_GRO, 1)
+        counts_drops = on_linux and set_option(self._socket, socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
         self._receive_one = self._receive_message if self.gro or counts_drops else self._receive_plain
         self.kernel_drops = 0
         self.errors: dict[str, int] = {}
@@ -137,7 +145,7 @@ class DatagramSocket:
         self._receiving = False
         self._closed = False
         self._warned_of_permission = False
-        self._destinations: dict[Address, _SocketAddress] = {}
+        self._destinations: dict[Address, SocketAddress] = {}
         self._previous: DatagramSocket | None = None
         self._wait_readable = _readable_waiter(self._socket, self._wake_receiver)
         self._wait_woken = _readable_waiter(self._wake_receiver)
@@ -261,7 +269,7 @@ class DatagramSocket:
         except BlockingIOError:
             self._errors_in_a_row = 0
         except OSError as error:
-            self._count(_name_of(error))
+            self._count(name_of(error))
             self._errors_in_a_row += 1
         return batches
 
@@ -273,9 +281,9 @@ class DatagramSocket:
             return [data], self._last_address
         size = length = len(data)
         for level, kind, value in ancillary:
-            if level == _SOL_UDP and kind == _UDP_GRO:
+            if level == SOL_UDP and kind == UDP_GRO:
                 size = int.from_bytes(value[:4], sys.byteorder)
-            elif level == socket.SOL_SOCKET and kind == _SO_RXQ_OVFL:
+            elif level == socket.SOL_SOCKET and kind == SO_RXQ_OVFL:
                 # The kernel counts with 32 bits.
                 drops = int.from_bytes(value[:4], sys.byteorder)
                 self.kernel_drops += (drops - self.kernel_drops) & 0xFFFFFFFF
@@ -300,7 +308,7 @@ class DatagramSocket:
         try:
             destination = self._destinations.get(address) or self._destination(address)
         except OSError as error:
-            self._count(_name_of(error), len(datagrams))
+            self._count(name_of(error), len(datagrams))
             return 0
         self._has_sent = True
         if len(datagrams) == 1:
@@ -324,31 +332,17 @@ class DatagramSocket:
         return sent
 
     def path_mtu(self, address: Address) -> int | None:
-        """Bytes of an IP packet that the path to ``address`` carries, as far as the system knows.
-
-        None where it does not tell.  It knows more after it has refused a datagram for its size.
-        """
-        if sys.platform != "linux":
-            return None
-        is_ipv6 = ":" in address[0]
-        family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
-        level, option = (socket.IPPROTO_IPV6, _IPV6_MTU) if is_ipv6 else (socket.IPPROTO_IP, _IP_MTU)
-        try:
-            # Only a connected socket has a path to ask about (ip(7), IP_MTU); connecting sends nothing.
-            with contextlib.closing(self._socket_factory(family, socket.SOCK_DGRAM)) as asked:
-                asked.connect(self._destination(address) if is_ipv6 else address)
-                return asked.getsockopt(level, option)
-        except OSError:
-            return None
+        """Bytes of an IP packet that the path to ``address`` carries; None if the system does not tell."""
+        return path_mtu(address, self._socket_factory)
 
     def _send_segmented(
         self,
         run: Sequence[bytes],
         address: Address,
-        destination: _SocketAddress,
+        destination: SocketAddress,
         waits: Iterator[float],
     ) -> int:
-        ancillary = [(_SOL_UDP, _UDP_SEGMENT, struct.pack("=H", len(run[0])))]
+        ancillary = [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", len(run[0])))]
         send = partial(self._socket.sendmsg, run, ancillary, 0, destination)
         failure = self._attempt(send, waits)
         if failure is None:
@@ -369,7 +363,7 @@ class DatagramSocket:
         self,
         datagrams: Sequence[bytes],
         address: Address,
-        destination: _SocketAddress,
+        destination: SocketAddress,
         waits: Iterator[float],
     ) -> int:
         sent = 0
@@ -386,7 +380,7 @@ class DatagramSocket:
         self,
         datagram: bytes,
         address: Address,
-        destination: _SocketAddress,
+        destination: SocketAddress,
         waits: Iterator[float],
         error: OSError,
     ) -> int:
@@ -407,7 +401,7 @@ class DatagramSocket:
         while True:
             try:
                 if error is not None:
-                    name = _name_of(error)
+                    name = name_of(error)
                     seconds = next(waits, None) if name in _CAN_WAIT else None
                     if seconds is not None:
                         self._wait_for_room(name, seconds)
@@ -443,7 +437,7 @@ class DatagramSocket:
                 "System Settings > Privacy & Security > Local Network, for the terminal if it runs in one"
             )
 
-    def _destination(self, address: Address) -> _SocketAddress:
+    def _destination(self, address: Address) -> SocketAddress:
         """The address as this socket takes it.  Raises ``OSError`` if it cannot be reached from here."""
         host, port = address
         ip = resolve_literal(host)
@@ -454,7 +448,7 @@ class DatagramSocket:
         if self.family == socket.AF_INET:
             if ":" in ip:
                 raise OSError(errno.EAFNOSUPPORT, f"this socket has IPv4 only, {ip} is IPv6")
-            destination: _SocketAddress = (ip, port)
+            destination: SocketAddress = (ip, port)
         elif ":" not in ip:
             destination = ("::ffff:" + ip, port, 0, 0)
         else:
@@ -513,81 +507,6 @@ class DatagramSocket:
         self._wake_receiver.close()
 
 
-def _bind(
-    port: int, bind_address: str | None, socket_factory: Callable[[int, int], socket.socket]
-) -> socket.socket:
-    if bind_address is None:
-        try:
-            return _bind_family(socket.AF_INET6, ("::", port), socket_factory)
-        except OSError as error:
-            if _name_of(error) not in _NO_IPV6:
-                raise
-        return _bind_family(socket.AF_INET, ("0.0.0.0", port), socket_factory)
-    ip = resolve_literal(bind_address)
-    if ip is None:
-        raise ValueError(f"bind_address must be an IPv4 or IPv6 address, not {bind_address!r}")
-    if ":" not in ip:
-        return _bind_family(socket.AF_INET, (ip, port), socket_factory)
-    literal, _, scope = ip.partition("%")
-    return _bind_family(socket.AF_INET6, (literal, port, 0, scope_id(scope)), socket_factory)
-
-
-def _bind_family(
-    family: int, address: _SocketAddress, socket_factory: Callable[[int, int], socket.socket]
-) -> socket.socket:
-    # No SO_REUSEADDR or SO_REUSEPORT: two sockets on one port would share its datagrams at random.
-    sock = socket_factory(family, socket.SOCK_DGRAM)
-    try:
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        if sys.platform == "win32":
-            # There, others may take over a port that is bound without it.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-            _disable_connection_reset(sock)
-        sock.bind(address)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _disable_connection_reset(sock: socket.socket) -> None:
-    """Keep Windows from reporting, at each receive, that an earlier datagram found no one (error 10054)."""
-    if sys.platform == "win32":
-        import ctypes
-
-        no, returned = ctypes.c_ulong(0), ctypes.c_ulong(0)
-        # socket.ioctl() knows three commands, and this is none of them.
-        if ctypes.WinDLL("ws2_32").WSAIoctl(
-            ctypes.c_size_t(sock.fileno()),
-            ctypes.c_ulong(_SIO_UDP_CONNRESET),
-            ctypes.byref(no),
-            ctypes.sizeof(no),
-            None,
-            0,
-            ctypes.byref(returned),
-            None,
-            None,
-        ):
-            _logger.info("SIO_UDP_CONNRESET refused; error 10054 will be counted instead")
-
-
-def _set_option(sock: socket.socket, level: int, option: int, value: int) -> bool:
-    try:
-        sock.setsockopt(level, option, value)
-    except OSError:
-        return False
-    return True
-
-
-def _enlarge(sock: socket.socket, option: int) -> int:
-    """Ask for large buffers, for less if that is refused; return the bytes granted."""
-    size = BUFFER_SIZE
-    while size >= MAX_DATAGRAM and not _set_option(sock, socket.SOL_SOCKET, option, size):
-        size //= 2
-    return sock.getsockopt(socket.SOL_SOCKET, option)
-
-
 def _end_of_run(lengths: Sequence[int], start: int) -> int:
     """The end of the longest run of datagrams from ``start`` that one segmented call can carry."""
     size = lengths[start]
@@ -619,9 +538,3 @@ def _readable_waiter(*sockets: socket.socket) -> Callable[[float | None], bool]:
 
         return wait
     return lambda seconds: last in select.select(sockets, (), (), seconds)[0]
-
-
-def _name_of(error: OSError) -> str:
-    """The POSIX name of an error: ``ECONNRESET`` for Windows' 10054 (``WSAECONNRESET``) too."""
-    name = errno.errorcode.get(error.errno or 0, f"E{error.errno}")
-    return name[3:] if name.startswith("WSA") else name

@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vault_udp_datagram as datagram
+import vault_udp_platform
 from vault_udp_address import Address, normalize, resolve_literal
 from vault_udp_datagram import DatagramSocket, SocketClosed
 
@@ -411,7 +412,7 @@ def test_without_gro_and_drop_counts(make: MakeSocket) -> None:
         real = fake.real.setsockopt
 
         def setsockopt(level: int, option: int, value: int) -> None:
-            if level == datagram._SOL_UDP or option == datagram._SO_RXQ_OVFL:
+            if level == datagram.SOL_UDP or option == datagram.SO_RXQ_OVFL:
                 raise OSError(errno.ENOPROTOOPT, "Protocol not available")
             real(level, option, value)
 
@@ -461,7 +462,7 @@ def test_the_count_of_drops_may_wrap(faked: tuple[DatagramSocket, FakeSocket]) -
 
     def told(drops: int) -> Callable[..., Any]:
         value = drops.to_bytes(4, sys.byteorder)
-        ancillary = [(socket.SOL_SOCKET, datagram._SO_RXQ_OVFL, value)]
+        ancillary = [(socket.SOL_SOCKET, datagram.SO_RXQ_OVFL, value)]
         return lambda *_: (b"data", ancillary, 0, ("127.0.0.1", 9))
 
     fake.will("recvmsg", told(0xFFFFFFFF), told(2), told(2))
@@ -895,7 +896,8 @@ def test_a_datagram_that_is_gone_when_it_is_fetched(faked: tuple[DatagramSocket,
 
 
 def on_platform(monkeypatch: pytest.MonkeyPatch, platform: str) -> None:
-    monkeypatch.setattr(datagram, "sys", SimpleNamespace(platform=platform, byteorder=sys.byteorder))
+    for module in (datagram, vault_udp_platform):
+        monkeypatch.setattr(module, "sys", SimpleNamespace(platform=platform, byteorder=sys.byteorder))
 
 
 def test_macos_without_local_network_permission_says_once_what_to_do(
@@ -946,7 +948,7 @@ def test_windows(
     sock = make(0, None, factory)
     assert (socket.SOL_SOCKET, -5, 1) in options
     assert not any(option == socket.SO_REUSEADDR for _, option, _ in options)
-    assert controls == [datagram._SIO_UDP_CONNRESET]
+    assert controls == [vault_udp_platform._SIO_UDP_CONNRESET]
     assert len(caplog.records) == (refused != 0)
     factory.fakes[0].will("recvfrom", OSError(10054, "forcibly closed by the remote host"))
     factory.fakes[0].will("sendto", OSError(10054, "forcibly closed by the remote host"))

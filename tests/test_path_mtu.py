@@ -15,9 +15,9 @@ from fakenet import BODY_SIZE, Copies, Datagram, FakeNet, Host, both_ready, pack
 from loopback import Inbox, address_of, has_ipv6
 from test_datagram import Factory, FakeSocket, failing, on_platform, receive_all
 
-import vault_udp_datagram as datagram
 import vault_udp_packet as packet
 import vault_udp_path
+import vault_udp_platform
 import vault_udp_socket
 from vault_udp_datagram import DatagramSocket
 from vault_udp_path import (
@@ -793,7 +793,7 @@ def test_fragments_are_forbidden_on_each_platform(
 ) -> None:
     on_platform(monkeypatch, platform)
     monkeypatch.setattr(socket, "SO_EXCLUSIVEADDRUSE", -5, raising=False)
-    monkeypatch.setattr(datagram, "_disable_connection_reset", lambda sock: None)
+    monkeypatch.setattr(vault_udp_platform, "_disable_connection_reset", lambda sock: None)
     options: list[tuple[int, int, int]] = []
     sock = make(recording(options, refuses=refuses), fragments=False)
     assert [option for option in options if option in FORBIDDING[platform]] == FORBIDDING[platform]

@@ -58,7 +58,7 @@ class CountingSocket(socket.socket):
         self.sends.append((name, datagrams))
 
     def setsockopt(self, *args: Any) -> None:
-        if not self.segments and args[1] == vault_udp_datagram._UDP_SEGMENT:
+        if not self.segments and args[1] == vault_udp_datagram.UDP_SEGMENT:
             raise OSError(92, "not on this system")
         super().setsockopt(*args)
 
