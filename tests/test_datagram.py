@@ -412,7 +412,7 @@ def test_without_gro_and_drop_counts(make: MakeSocket) -> None:
         real = fake.real.setsockopt
 
         def setsockopt(level: int, option: int, value: int) -> None:
-            if level == datagram.SOL_UDP or option == datagram.SO_RXQ_OVFL:
+            if level == vault_udp_platform.SOL_UDP or option == vault_udp_platform.SO_RXQ_OVFL:
                 raise OSError(errno.ENOPROTOOPT, "Protocol not available")
             real(level, option, value)
 
@@ -462,7 +462,7 @@ def test_the_count_of_drops_may_wrap(faked: tuple[DatagramSocket, FakeSocket]) -
 
     def told(drops: int) -> Callable[..., Any]:
         value = drops.to_bytes(4, sys.byteorder)
-        ancillary = [(socket.SOL_SOCKET, datagram.SO_RXQ_OVFL, value)]
+        ancillary = [(socket.SOL_SOCKET, vault_udp_platform.SO_RXQ_OVFL, value)]
         return lambda *_: (b"data", ancillary, 0, ("127.0.0.1", 9))
 
     fake.will("recvmsg", told(0xFFFFFFFF), told(2), told(2))

@@ -18,7 +18,7 @@ from fakenet import FakeNet
 from loopback import PATIENCE, address_of, eventually
 
 import vault_udp_carrier
-import vault_udp_datagram
+import vault_udp_platform
 import vault_udp_socket
 from vault_udp_datagram import DatagramSocket
 from vault_udp_socket import UDPSocketClass
@@ -58,7 +58,7 @@ class CountingSocket(socket.socket):
         self.sends.append((name, datagrams))
 
     def setsockopt(self, *args: Any) -> None:
-        if not self.segments and args[1] == vault_udp_datagram.UDP_SEGMENT:
+        if not self.segments and args[1] == vault_udp_platform.UDP_SEGMENT:
             raise OSError(92, "not on this system")
         super().setsockopt(*args)
 
