@@ -22,9 +22,10 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_hosts import Hosts
     from vault_udp_keys import NO_KEY, Hello, proof_is_good, read_hello_untrusted
     from vault_udp_packet import Announcement, PacketError
+    from vault_udp_path import NEVER
     from vault_udp_peer import Peer
     from vault_udp_rate_limit import RateLimiter
-    from vault_udp_session import MAX_RETIRED_PAIRS, NEVER, announce_delay
+    from vault_udp_session import MAX_RETIRED_PAIRS, announce_delay
     from vault_udp_state import NodeState
 else:
     from . import vault_udp_packet as packet
@@ -33,9 +34,10 @@ else:
     from .vault_udp_hosts import Hosts
     from .vault_udp_keys import NO_KEY, Hello, proof_is_good, read_hello_untrusted
     from .vault_udp_packet import Announcement, PacketError
+    from .vault_udp_path import NEVER
     from .vault_udp_peer import Peer
     from .vault_udp_rate_limit import RateLimiter
-    from .vault_udp_session import MAX_RETIRED_PAIRS, NEVER, announce_delay
+    from .vault_udp_session import MAX_RETIRED_PAIRS, announce_delay
     from .vault_udp_state import NodeState
 
 logger = logging.getLogger(__name__)

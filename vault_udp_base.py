@@ -19,7 +19,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_encryption import KeyNotFoundError, VaultAsymmetricEncryption
     from vault_udp_keys import SEALED_OVERHEAD
     from vault_udp_packet import Announcement, PacketError, TooLargeError
-    from vault_udp_path import Path
+    from vault_udp_path import NEVER, Path
     from vault_udp_rate_limit import RateLimiter
 else:
     from . import vault_udp_packet as packet
@@ -27,10 +27,8 @@ else:
     from .vault_udp_encryption import KeyNotFoundError, VaultAsymmetricEncryption
     from .vault_udp_keys import SEALED_OVERHEAD
     from .vault_udp_packet import Announcement, PacketError, TooLargeError
-    from .vault_udp_path import Path
+    from .vault_udp_path import NEVER, Path
     from .vault_udp_rate_limit import RateLimiter
-
-NEVER = float("inf")
 
 PIN_AFTER_SILENCE = 45.0
 """Seconds without anything opened after which another identity may take a base peer's address."""

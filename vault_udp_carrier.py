@@ -29,9 +29,9 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_errors import StoppedError
     from vault_udp_layout import MESSAGE_OVERHEAD
     from vault_udp_node import Event, Node
+    from vault_udp_path import NEVER
     from vault_udp_peer import Peer
     from vault_udp_resolver import Resolver
-    from vault_udp_session import NEVER
 else:
     from .vault_udp_address import Address
     from .vault_udp_datagram import DatagramSocket, SocketClosed
@@ -39,9 +39,9 @@ else:
     from .vault_udp_errors import StoppedError
     from .vault_udp_layout import MESSAGE_OVERHEAD
     from .vault_udp_node import Event, Node
+    from .vault_udp_path import NEVER
     from .vault_udp_peer import Peer
     from .vault_udp_resolver import Resolver
-    from .vault_udp_session import NEVER
 
 logger = logging.getLogger(__name__)
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Callable, Sequence
 
 if TYPE_CHECKING or not __package__:
     from vault_udp_address import Address, is_host
+    from vault_udp_path import NEVER
     from vault_udp_peer import Peer
-    from vault_udp_session import NEVER
     from vault_udp_state import NodeState
 else:
     from .vault_udp_address import Address, is_host
+    from .vault_udp_path import NEVER
     from .vault_udp_peer import Peer
-    from .vault_udp_session import NEVER
     from .vault_udp_state import NodeState
 
 logger = logging.getLogger(__name__)

@@ -28,10 +28,10 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_keys import MIN_SEALED_SIZE, SEALED_OVERHEAD, TAG_SIZE, Pair
     from vault_udp_layout import make_bodies, read_messages, stored_layout
     from vault_udp_packet import PacketError, TooLargeError
-    from vault_udp_path import body_size_within
+    from vault_udp_path import NEVER, body_size_within
     from vault_udp_peer import Peer
     from vault_udp_rate_limit import RateLimiter
-    from vault_udp_session import ACKNOWLEDGE_AFTER, NEVER, SILENCE_BEFORE_PING, Session
+    from vault_udp_session import ACKNOWLEDGE_AFTER, SILENCE_BEFORE_PING, Session
     from vault_udp_state import PROBE_INTERVAL, PROBE_PINGS, Event, NodeState
 else:
     from . import vault_udp_encryption as encryption_module
@@ -45,10 +45,10 @@ else:
     from .vault_udp_keys import MIN_SEALED_SIZE, SEALED_OVERHEAD, TAG_SIZE, Pair
     from .vault_udp_layout import make_bodies, read_messages, stored_layout
     from .vault_udp_packet import PacketError, TooLargeError
-    from .vault_udp_path import body_size_within
+    from .vault_udp_path import NEVER, body_size_within
     from .vault_udp_peer import Peer
     from .vault_udp_rate_limit import RateLimiter
-    from .vault_udp_session import ACKNOWLEDGE_AFTER, NEVER, SILENCE_BEFORE_PING, Session
+    from .vault_udp_session import ACKNOWLEDGE_AFTER, SILENCE_BEFORE_PING, Session
     from .vault_udp_state import PROBE_INTERVAL, PROBE_PINGS, Event, NodeState
 
 

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Callable, Sequence
 if TYPE_CHECKING or not __package__:
     import vault_udp_packet as packet
     from vault_udp_address import Address, is_host
-    from vault_udp_session import NEVER, Session
+    from vault_udp_path import NEVER
+    from vault_udp_session import Session
 else:
     from . import vault_udp_packet as packet
     from .vault_udp_address import Address, is_host
-    from .vault_udp_session import NEVER, Session
+    from .vault_udp_path import NEVER
+    from .vault_udp_session import Session
 
 
 logger = logging.getLogger(__name__)

@@ -9,18 +9,17 @@ Times are seconds of the monotonic clock (`now`), addresses are (ip, port).
 
 from __future__ import annotations
 
-import logging
 import random
-from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Sequence
 
 if TYPE_CHECKING or not __package__:
     import vault_udp_packet as packet
     import vault_udp_socket_helper as crypto
     from vault_udp_address import Address
+    from vault_udp_channel import MIN_PING_BODY, PING_VALID, Channel
     from vault_udp_keys import (
         FLAG_COALESCE,
         FLAG_PERSISTENT,
-        SEALED_OVERHEAD,
         Hello,
         LocalKeys,
         Pair,
@@ -29,15 +28,15 @@ if TYPE_CHECKING or not __package__:
         read_hello_untrusted,
     )
     from vault_udp_packet import PacketError
-    from vault_udp_path import Path
+    from vault_udp_path import NEVER
 else:
     from . import vault_udp_packet as packet
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address
+    from .vault_udp_channel import MIN_PING_BODY, PING_VALID, Channel
     from .vault_udp_keys import (
         FLAG_COALESCE,
         FLAG_PERSISTENT,
-        SEALED_OVERHEAD,
         Hello,
         LocalKeys,
         Pair,
@@ -46,9 +45,7 @@ else:
         read_hello_untrusted,
     )
     from .vault_udp_packet import PacketError
-    from .vault_udp_path import Path
-
-logger = logging.getLogger(__name__)
+    from .vault_udp_path import NEVER
 
 
 MAX_PAIRS = 4
@@ -65,13 +62,7 @@ PINGS_BEFORE_DOUBT = 1
 """The same for the pings of a silent peer."""
 PING_INTERVAL = 1.0
 ACKNOWLEDGE_AFTER = 2.0
-MAX_PINGS_KEPT = 48
 MOVE_PINGS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
-MIN_PING_BODY = 128
-"""Bytes of a body that has room for a ping."""
-PING_VALID = 20.0
-VALIDATION_INTERVAL = 0.5
-NEVER = float("inf")
 
 
 def retry_delay(attempt: int) -> float:
@@ -91,16 +82,7 @@ def announce_delay(attempt: int, rng: random.Random) -> float:
     return delay * (0.9 + 0.2 * rng.random())
 
 
-class Ping(NamedTuple):
-    """A CONFIRM(got=false) of ours that may still be answered."""
-
-    sent_at: float
-    address: Address
-    size: int
-    """Bytes of its body."""
-
-
-class Session:
+class Session(Channel):
     """One remote end: its identity, the pairs with it, and the timers that keep it reachable.
 
     What is to be sent is appended to `outgoing` as (address, datagram). Methods that open datagrams raise
@@ -116,39 +98,21 @@ class Session:
     """
 
     __slots__ = (
-        "_acknowledge_at",
-        "_ipv4_body_size",
         "_may_ping_at",
         "_may_take_key_at",
-        "_may_validate_at",
         "_move_pings",
-        "_offset_at",
-        "_offset_error",
-        "_outgoing",
-        "_path",
-        "_pings",
         "_pings_unanswered",
         "_rekey_at",
         "_rekeys",
         "_retired",
-        "_sent_at",
         "_superseded",
         "_suspect_at",
         "_tags",
-        "body_size",
-        "clock_offset",
         "enc",
-        "endpoint",
         "epoch",
         "flags",
         "last_opened",
-        "local",
-        "lost",
-        "owner",
-        "pairs",
         "peer_nonce",
-        "round_trip",
-        "send",
         "sign",
     )
 
@@ -161,15 +125,7 @@ class Session:
         endpoint: Address,
         body_size: int,
     ) -> None:
-        self.local = local
-        self.owner: Any = None
-        """What the caller knows this session by; its method `resize` is told how long bodies may be."""
-        self._ipv4_body_size = body_size
-        self.endpoint = endpoint
-        self.body_size = self._size_limit
-        """Bytes of the body of every datagram now."""
-        self._path: Path | None = None
-        """What is known of the path; None as long as it is taken to carry the limit."""
+        super().__init__(local, outgoing, endpoint, body_size)
         self.sign = b""
         self.enc = b""
         self.epoch = -1
@@ -177,28 +133,16 @@ class Session:
         self.peer_nonce = b""
         self._superseded: list[bytes] = []
         """Session keys that this identity has replaced: it never goes back to them."""
-        self.pairs: list[Pair] = []
-        self.send: Pair | None = None
-        self.lost = False
         self.last_opened = -NEVER
-        self.clock_offset = 0.0
-        self.round_trip: float | None = None
-        self._offset_error = NEVER
-        self._offset_at = -NEVER
         self._tags = tags
         self._retired = retired
-        self._outgoing = outgoing
-        self._pings: dict[bytes, Ping] = {}
         self._suspect_at = NEVER
         """When the next step is due with a peer that does not answer: a ping, or to give it up."""
         self._pings_unanswered = 0
-        self._acknowledge_at = NEVER
-        self._sent_at = NEVER
         self._rekey_at = NEVER
         self._rekeys = 0
         self._move_pings: list[float] = []
         """When to ping because we have moved, the next one last."""
-        self._may_validate_at = -NEVER
         self._may_take_key_at = -NEVER
         self._may_ping_at = -NEVER
 
@@ -218,11 +162,6 @@ class Session:
     def persistent(self) -> bool:
         """The peer says that its identity outlives its process."""
         return bool(self.flags & FLAG_PERSISTENT)
-
-    @property
-    def largest_body_size(self) -> int:
-        """Bytes of a body for a message that fits into nothing less: more than of others in doubt."""
-        return self.body_size if self._path is None else self._path.largest
 
     # ----------------------------------------------------------------------------------- keys and pairs
 
@@ -340,11 +279,6 @@ class Session:
 
     # ---------------------------------------------------------------------------------------- receiving
 
-    def fresh_timestamps(self, now: float) -> tuple[float, float]:
-        """The earliest and the latest timestamp that a datagram of this peer may bear now."""
-        peer_time = self.local.session_time(now) + self.clock_offset
-        return peer_time - self.local.max_age, peer_time + self.local.max_age
-
     def heard(self, pair: Pair, source: Address, size: int, is_newest: bool, now: float) -> None:
         """A datagram of `size` bytes has opened under `pair`; `is_newest`: by its counter."""
         self.last_opened = now
@@ -369,25 +303,6 @@ class Session:
                     self._drop(other)
             self.send = pair
         self._confirm(pair, True, now)
-
-    def validate(self, address: Address, size: int, now: float, pair: Pair | None = None) -> None:
-        """Rule 7: the peer has moved there, or somebody copies what it sent. A ping there tells which.
-
-        It is no longer than the `size` bytes that came from there.
-        """
-        pair = pair or self.send
-        body_size = min(self.body_size, size - SEALED_OVERHEAD)
-        if pair is None or body_size < MIN_PING_BODY or now < self._may_validate_at:
-            return
-        self._may_validate_at = now + VALIDATION_INTERVAL
-        self._control(pair, self._ping_members(address, body_size, now), now, address, body_size)
-
-    def move_to(self, endpoint: Address) -> None:
-        """Send there from now on; nothing is known of the path to another endpoint."""
-        if endpoint != self.endpoint:
-            self.endpoint = endpoint
-            self._path = None
-            self._resize(self._size_limit, self._size_limit)
 
     def suspect(self, now: float) -> None:
         """There are signs that the peer is gone: ping it as if it had left data unanswered."""
@@ -453,16 +368,6 @@ class Session:
             self._path.answered(ping.size, now - ping.sent_at, now)
             self._follow_path()
 
-    def _measure(self, peer_time: float, sent_at: float, now: float) -> None:
-        # Cristian's algorithm: the peer read its clock between our two readings, so the offset is known to
-        # within half the round trip. A better or a contradicting sample replaces the one that we have.
-        self.round_trip = now - sent_at
-        error = (now - sent_at) / 2
-        offset = peer_time - self.local.session_time((sent_at + now) / 2)
-        contradicts = abs(offset - self.clock_offset) > error + self._offset_error
-        if error <= self._offset_error or contradicts or now - self._offset_at > 60:
-            self.clock_offset, self._offset_error, self._offset_at = offset, error, now
-
     def _receive_rekey(self, announcement: packet.Announcement, now: float) -> None:
         if announcement.hello is None or announcement.proof is None:
             raise PacketError("bad_announcement")
@@ -523,128 +428,6 @@ class Session:
             if not pair.opened:
                 self._confirm(pair, False, now)
 
-    def _confirm(
-        self, pair: Pair, got: bool, now: float, echo: bytes = b"", body_size: int | None = None
-    ) -> None:
-        if not got:
-            size = body_size or self.body_size
-            self._control(pair, self._ping_members(self.endpoint, size, now), now, body_size=size)
-            return
-        members: dict[str, object] = {"type": "confirm", "got": True}
-        if echo:
-            members["echo"] = crypto.bytes_to_b64_str(echo)
-        members["time"] = round(self.local.session_time(now) * 1000)
-        self._control(pair, members, now, body_size=body_size)
-
-    def _ping_members(self, address: Address, size: int, now: float) -> dict[str, object]:
-        nonce = crypto.random_bytes(16)
-        while self._pings:
-            oldest = next(iter(self._pings))
-            if len(self._pings) < MAX_PINGS_KEPT and now - self._pings[oldest].sent_at <= PING_VALID:
-                break
-            del self._pings[oldest]
-        self._pings[nonce] = Ping(now, address, size)
-        time = round(self.local.session_time(now) * 1000)
-        return {"type": "confirm", "got": False, "nonce": crypto.bytes_to_b64_str(nonce), "time": time}
-
-    def _control(
-        self,
-        pair: Pair,
-        members: dict[str, object],
-        now: float,
-        to: Address | None = None,
-        body_size: int | None = None,
-    ) -> None:
-        self._acknowledge_at, self._sent_at = NEVER, now
-        body = packet.make_control_body(packet.write_json(members), body_size or self.body_size)
-        (datagram,) = pair.seal((body,), self.local.session_time(now))
-        self._outgoing.append((to or self.endpoint, datagram))
-
-    # ------------------------------------------------------------------------------- the size of datagrams
-
-    @property
-    def _size_limit(self) -> int:
-        return packet.body_size_for(self.endpoint[0], self._ipv4_body_size)
-
-    def _known_path(self) -> Path:
-        if self._path is None:
-            self._path = Path(self.endpoint[0], self._size_limit)
-        return self._path
-
-    def _doubt_size(self, pair: Pair, now: float) -> None:
-        """What has our size is not answered: ask in smaller ones, too, and let the peer see about its own."""
-        if not self.local.finds_sizes:
-            return
-        for size in self._known_path().doubt(now):
-            self._ask_silent(pair, size, now)
-        self._follow_path()
-
-    def ask_if_lost(self, now: float) -> None:
-        """Ask a lost peer in the smallest size: no other may come through by now, and no more is needed."""
-        if self.lost and self.send is not None and self.local.finds_sizes:
-            for size in self._known_path().doubt(now)[-1:]:
-                self._ask_silent(self.send, size, now)
-
-    def _ask_silent(self, pair: Pair, size: int, now: float) -> None:
-        """Ping a peer that we do not hear, and tell it so: it may be that what it sends is too long."""
-        members = self._ping_members(self.endpoint, size, now)
-        members["silent"] = True
-        self._control(pair, members, now, body_size=size)
-
-    def _question_size(self, heard: int, now: float) -> None:
-        if self.local.finds_sizes:
-            self._known_path().question(heard, self.round_trip or 0.0, now)
-            self._follow_path()
-
-    def _follow_path(self) -> None:
-        path = self._path
-        if path is not None:
-            self._resize(path.size, path.largest)
-            if path.is_default:
-                self._path = None
-
-    def _resize(self, size: int, largest: int) -> None:
-        self.body_size = size
-        if self.owner is not None:
-            self.owner.resize(largest)
-
-    def refused(self, size: int, carried: int | None, now: float) -> None:
-        """The system refuses datagrams to the endpoint with bodies of `size` bytes: too long for the path.
-
-        Args:
-            carried: the bytes of a body that the path carries, None if the system does not tell.
-        """
-        if self.local.finds_sizes:
-            self._known_path().refused(size, carried, now)
-            self._follow_path()
-            # What is still answered to such pings tells how the path was before.
-            self._pings = {nonce: ping for nonce, ping in self._pings.items() if ping.size < size}
-
-    def take_back(self, datagram: bytes, carried: int | None, now: float) -> Sequence[bytes] | None:
-        """What the user is to send again, after the system has refused a datagram of ours for its size.
-
-        Control is sent again by ourselves; pings that asked whether such a size passes have their answer.
-
-        Returns:
-            The messages that were in it, none if there were none; None if it is not ours any more, or there
-            is no smaller size.
-        """
-        pair = next((pair for pair in self.pairs if pair.has_sealed(datagram)), None)
-        if pair is None:
-            return None
-        size, largest = len(datagram) - SEALED_OVERHEAD, self.largest_body_size
-        self.refused(size, carried, now)
-        body = packet.read_body(pair.reopen(datagram))
-        members = packet.read_json(body.control) if body.control else {}
-        is_ping = "nonce" in members
-        if self.body_size >= size:
-            return None
-        if not is_ping and members:
-            self._control(pair, members, now)
-        elif is_ping and size <= largest:
-            self._confirm(pair, False, now)
-        return packet.messages_of(body)
-
     # ------------------------------------------------------------------------------------------- timers
 
     def deadline(self) -> float:
@@ -698,12 +481,6 @@ class Session:
             self._ask_silent(self.send, self.body_size, now)
             if self._pings_unanswered > PINGS_BEFORE_DOUBT:
                 self._doubt_size(self.send, now)
-
-    def _run_path(self, path: Path, now: float) -> None:
-        for size in path.run(now):
-            if self.send is not None:
-                self._confirm(self.send, False, now, body_size=size)
-        self._follow_path()
 
 
 def _nonce_member(members: dict[str, object], name: str) -> bytes:

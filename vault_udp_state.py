@@ -27,8 +27,9 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_encryption import VaultAsymmetricEncryption
     from vault_udp_keys import FLAG_COALESCE, FLAG_PERSISTENT, LocalKeys, Pair
     from vault_udp_packet import PacketError
+    from vault_udp_path import NEVER
     from vault_udp_peer import Peer, PeerTable
-    from vault_udp_session import NEVER, Session
+    from vault_udp_session import Session
 else:
     from . import vault_udp_encryption as encryption_module
     from . import vault_udp_packet as packet
@@ -38,8 +39,9 @@ else:
     from .vault_udp_encryption import VaultAsymmetricEncryption
     from .vault_udp_keys import FLAG_COALESCE, FLAG_PERSISTENT, LocalKeys, Pair
     from .vault_udp_packet import PacketError
+    from .vault_udp_path import NEVER
     from .vault_udp_peer import Peer, PeerTable
-    from .vault_udp_session import NEVER, Session
+    from .vault_udp_session import Session
 
 logger = logging.getLogger(__name__)
 

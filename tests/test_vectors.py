@@ -27,6 +27,7 @@ MODULES = (
     "layout",
     "keys",
     "session",
+    "channel",
     "path",
     "announce",
     "hosts",
