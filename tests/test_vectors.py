@@ -32,6 +32,7 @@ MODULES = (
     "announce",
     "hosts",
     "node",
+    "upkeep",
     "state",
     "peer",
     "base",
