@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the parts of a node share: peer table, pins, queues, timers, and what has been decided.
 
-`Node` decides about datagrams and data, `Introductions` about announcements, `Hosts` about names, `Upkeep` about
-time; all work on one `NodeState`. What is to be sent, delivered, told or looked up is left in `outgoing`,
-`deliveries`, `events`, `flushable` and `lookups`, which the caller of the node takes. Every datagram or message
-that goes nowhere is counted in `counters` by its reason.
+`Node` decides about datagrams and data, `Introductions` about announcements, `Hosts` about names, `Upkeep`
+about time; all work on one `NodeState`. What is to be sent, delivered, told or looked up is left in
+`outgoing`, `deliveries`, `events`, `flushable` and `lookups`, which the caller of the node takes. Every
+datagram or message that goes nowhere is counted in `counters` by its reason.
 
 No sockets, threads or clocks; not thread-safe. `now` is seconds of the monotonic clock.
 """
