@@ -256,7 +256,7 @@ NOT_ABOUT_SECRETS = {
     # Both sides are our own; nothing that came from outside takes part.
     ("vault_udp_encryption.py", "shared not in in_use"),
     # Public keys that an application gives again; the name is that of a public key's derivation.
-    ("vault_udp_node.py", "self.local.sign_public == crypto.sign_public_of(sign_seed)"),
+    ("vault_udp_upkeep.py", "self.local.sign_public == crypto.sign_public_of(sign_seed)"),
     # Whether both are there.
     ("vault_udp_packet.py", "(announcement.hello is None) != (announcement.proof is None)"),
     # The self-test, of keys made for it.

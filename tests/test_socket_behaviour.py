@@ -33,7 +33,7 @@ from loopback import (
     run_thread,
 )
 
-import vault_udp_datagram
+import vault_udp_platform
 import vault_udp_socket_helper as crypto
 from vault_udp_datagram import Batch, DatagramSocket
 from vault_udp_socket import BindError, MessageTooLargeError, StoppedError, UDPSocketClass
@@ -375,7 +375,7 @@ def test_nothing_is_lost_of_20_000_messages_of_8_threads(monkeypatch: pytest.Mon
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux counts what a full buffer lost")
 def test_every_message_is_delivered_or_counted_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vault_udp_datagram, "BUFFER_SIZE", 65_536)
+    monkeypatch.setattr(vault_udp_platform, "BUFFER_SIZE", 65_536)
     with pair() as (a, b):
         gate = Gate(monkeypatch, b.recv_port, "receive")
         inbox = Inbox(b)
