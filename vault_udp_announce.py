@@ -51,6 +51,8 @@ SUPPLIED_KEYS_AFTER = 1.0
 STRANGERS_PER_SECOND = 1000
 STRANGERS_PER_IP_PER_SECOND = 500
 ADDED_PER_SECOND = 64
+UNKNOWN_TAGS_ANSWERED_PER_SECOND = 200
+"""To all together: junk looks like what lost peers send, and each answer takes a signature."""
 
 SESSION = 3
 """Above the versions of base mode, in the order of what an identity has shown that it can do."""
@@ -69,6 +71,7 @@ class Introductions:
         self._strangers_of_ip = RateLimiter(STRANGERS_PER_IP_PER_SECOND)
         self._added = RateLimiter(ADDED_PER_SECOND)
         self._unknown_tags = RateLimiter(1)
+        self._unknown_tags_of_all = RateLimiter(UNKNOWN_TAGS_ANSWERED_PER_SECOND)
         self._spent_until = -NEVER
         self._spent_ip, self._ip_spent_until = "", -NEVER
 
@@ -104,6 +107,7 @@ class Introductions:
             not has_session
             and len(datagram) >= packet.SHORT_ANNOUNCEMENT_SIZE
             and self._unknown_tags.allow(source, 1, now)
+            and self._unknown_tags_of_all.allow(None, 1, now)
         ):
             self._send_hello(source, now)
         raise PacketError("unknown_tag")

@@ -306,28 +306,27 @@ class Pair:
         they decline.
         """
         messages: list[bytes] = []
-        open_sealed, key, unpack = self._workspace.open, self._open_key, _INNER.unpack
+        open_sealed, key, unpack = self._workspace.open, self._open_key, _INNER.unpack_from
         head, end, tail, body_size = layout
         expected = first = self.window.highest + 1
         size = body_size + SEALED_OVERHEAD
-        head_at, message_at, tail_at = 24, 24 + len(head), 24 + end
+        message_at, tail_at = 24 + len(head), 24 + end
         tail_end = tail_at + len(tail)
         for index in range(start, len(datagrams)):
             datagram = datagrams[index]
             if len(datagram) != size:
                 break
             try:
-                plain = open_sealed(key, datagram)
+                plain = open_sealed(key, datagram)[:tail_end]
             except crypto.DecryptionError:
                 break
-            inner = plain[:24]
-            _, counter, timestamp = unpack(inner)
+            _, counter, timestamp = unpack(plain)
             if not (
                 counter == expected
-                and inner.startswith(datagram[8:24])
+                and plain.startswith(datagram[8:24])
                 and earliest <= timestamp <= latest
-                and plain[head_at:message_at] == head
-                and plain[tail_at:tail_end] == tail
+                and plain.startswith(head, 24)
+                and plain.startswith(tail, tail_at)
             ):
                 break
             messages.append(plain[message_at:tail_at])

@@ -33,6 +33,7 @@ else:
     from .vault_udp_state import PROBE_INTERVAL, PROBE_PINGS, Event, NodeState
 
 
+REKEYS_AT_ONCE = 10
 REKEYS_PER_SECOND = 2000
 """After a rotation, so that many sessions do not hold up the messages of all."""
 
@@ -185,7 +186,7 @@ class Upkeep(NodeState):
             del self.retired[tag]
         for index, peer in enumerate(self.table.all()):
             had_pairs, was_up = bool(peer.session.pairs), peer.session.up
-            peer.session.after_rotation(now + index / REKEYS_PER_SECOND)
+            peer.session.after_rotation(now + index // REKEYS_AT_ONCE * REKEYS_AT_ONCE / REKEYS_PER_SECOND)
             if was_up and not peer.session.up:
                 self.events.append(Event("lost", peer.name, "it did not follow our rotation"))
             if had_pairs and peer.session.send is None:

@@ -17,6 +17,7 @@ import argparse
 import gc
 import os
 import random
+import socket
 import struct
 import sys
 import threading
@@ -120,13 +121,23 @@ class Station:
         self._hub, self._ledger = hub, ledger
         self._changes: list[tuple[float, float]] = []
         self.counters: Counter[str] = Counter()
-        self._open(0)
+        self._open(self._new_port())
+
+    def _new_port(self) -> int:
+        """A free port by which the hub knows nobody: a peer that has moved on keeps its name."""
+        while True:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.bind((HOST, 0))
+                port: int = probe.getsockname()[1]
+            if not self._hub.has_peer((HOST, port)):
+                return port
 
     def _open(self, port: int) -> None:
         try:
             self.sock = UDPSocketClass(port, lifetime=LIFETIME)
         except BindError:  # somebody else took the port meanwhile
-            self.sock = UDPSocketClass(0, lifetime=LIFETIME)
+            self._open(self._new_port())
+            return
         self.sock.udp_recv_bytes.connect(self._ledger.receive)
         self.name: Address = (HOST, self.sock.recv_port)
         self._hub.add_peer(self.name)
@@ -146,7 +157,7 @@ class Station:
         began = time.monotonic()
         self._changes = [times for times in self._changes if times[1] > began - 2 * SETTLED_AFTER]
         if kind == "move":
-            self.sock.update_recv_port(0)
+            self.sock.update_recv_port(self._new_port())
             return  # nothing may be lost
         if kind == "be removed":
             self._hub.remove_peer(self.name)
@@ -155,7 +166,7 @@ class Station:
         else:
             old, port = self.name, self.sock.recv_port
             self.close()
-            self._open(port if kind == "restart here" else 0)
+            self._open(port if kind == "restart here" else self._new_port())
             if old != self.name:
                 self._hub.remove_peer(old)
         self._changes.append((began, time.monotonic()))

@@ -15,6 +15,7 @@ import vault_udp_packet as packet
 import vault_udp_peer
 import vault_udp_socket_helper as crypto
 from vault_udp_address import Address
+from vault_udp_announce import UNKNOWN_TAGS_ANSWERED_PER_SECOND
 from vault_udp_encryption import VaultAsymmetricEncryption
 from vault_udp_keys import LocalKeys
 from vault_udp_rate_limit import RateLimiter
@@ -543,6 +544,17 @@ def test_a_held_back_datagram_is_refused_for_its_age() -> None:
 
 
 # ------------------------------------------------------------------------------------------------- strangers
+
+
+def test_of_junk_from_many_addresses_no_more_is_answered_than_signatures_are_worth() -> None:
+    net = FakeNet()
+    bob = net.node(B)
+    for number in range(700):
+        net.inject((f"10.2.{number // 250}.{number % 250}", 7), B, bytes([number % 100]) * SEALED_SIZE)
+    net.run(0.1)
+    assert bob.node.counters["unknown_tag"] == 700
+    answers = [datagram for datagram in net.sent if datagram.src == B]
+    assert len(answers) == UNKNOWN_TAGS_ANSWERED_PER_SECOND
 
 
 def test_unknown_tags_are_answered_with_one_short_hello_a_second() -> None:
