@@ -82,5 +82,16 @@ def format_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table of the README, from the rows of the JSON file."""
+    lines = ["| | measured | to reach | |", "|---|---|---|---|"]
+    for row in rows:
+        sign = "≥" if row["at_least"] else "≤"
+        must = f"{sign} {row['must']:g}" if row["must"] is not None else ""
+        verdict = "**missed**" if row["verdict"] == "MISSED" else ""
+        lines.append(f"| {row['name']} | {row['measured']:.3g} {row['unit']} | {must} | {verdict} |")
+    return "\n".join(lines) + "\n"
+
+
 def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -546,6 +546,26 @@ def test_a_held_back_datagram_is_refused_for_its_age() -> None:
 # ------------------------------------------------------------------------------------------------- strangers
 
 
+def test_an_address_stays_the_name_of_who_has_moved_away_from_it() -> None:
+    net = FakeNet()
+    bob, alice = net.node(B, A), net.node(A, B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    alice.move(X)
+    net.run(3)
+    carol = net.node(A, B)
+    net.run(10)
+    carol.send(B, b"from where alice was")
+    exchange(alice, bob, b"from where she is", b"")
+    bob.send(A, b"to alice")
+    net.run(1)
+    assert bob.messages_from(A) == [b"from where she is"]
+    assert alice.messages_from(B)[-1:] == [b"to alice"]
+    assert not carol.messages_from(B)
+    assert bob.node.counters["identity_refused"]
+    bob.remove_peer(A)
+    assert net.run_until(lambda: b"from where alice was" in bob.messages_from(A), limit=30)
+
+
 def test_of_junk_from_many_addresses_no_more_is_answered_than_signatures_are_worth() -> None:
     net = FakeNet()
     bob = net.node(B)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import json
 import queue
 import re
 import subprocess
@@ -29,6 +30,7 @@ import vault_udp_encryption
 import vault_udp_keys
 import vault_udp_packet
 import vault_udp_socket
+from benchmarks import report
 from vault_udp_encryption import VaultAsymmetricEncryption
 from vault_udp_socket import UDPSocketClass
 
@@ -38,6 +40,12 @@ CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 # Only a failing test waits that long.
 PATIENCE = 10.0
 PLACEHOLDER_KEY = "RW5ZqHqTFrPs4cyhlVoc8ctTcLbJPtDTKH27rgxwE2M="
+
+
+def test_the_figures_are_those_that_were_measured() -> None:
+    results = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))
+    assert not results["quick"]
+    assert report.markdown(results["rows"]) in README
 
 
 def _blocks(language: str) -> dict[str, str]:
