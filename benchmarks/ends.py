@@ -31,6 +31,9 @@ NO_LIMIT = 10**9
 """Messages a second: the rate limit is counted, and never reached."""
 BURST = 32
 """Messages between two looks at the clock."""
+MAX_LOSS = 0.01
+MAX_SLOWER = 4
+"""Times that a flood is repeated more slowly, until no more than `MAX_LOSS` of it is lost."""
 PATIENCE = 20.0
 RAW_BUFFER = 4 * 1024 * 1024
 
@@ -237,11 +240,20 @@ class VaultLink:
     def __init__(self, link: Connection, address: Address, sock: UDPSocketClass) -> None:
         self._link, self._address, self.sock = link, address, sock
 
-    def flood(self, message: bytes, seconds: float, threads: int = 1) -> Flood:
-        """Send `message` again and again for so many seconds, from so many threads."""
+    def flood(self, message: bytes, seconds: float, threads: int = 1, rate: float = 0) -> Flood:
+        """Send `message` again and again for so many seconds from so many threads, `rate` a second at most."""
         self._link.send("flood")
         expect(self._link)
-        return _flood(self._link, self.sock.send_data, self._address, message, seconds, threads)
+        return _flood(self._link, self.sock.send_data, self._address, message, seconds, threads, rate)
+
+    def sustained_flood(self, message: bytes, seconds: float) -> Flood:
+        """A flood that arrives: slower, as long as a hundredth of it is lost."""
+        flood = self.flood(message, seconds)
+        for _ in range(MAX_SLOWER):
+            if flood.loss < MAX_LOSS:
+                break
+            flood = self.flood(message, seconds, rate=0.97 * flood.rate)
+        return flood
 
     def ping(self, message: bytes, rounds: int) -> list[float]:
         """Microseconds of each round trip; the next message is sent in the slot that gets the answer."""
@@ -304,15 +316,19 @@ def _flood(
     message: bytes,
     seconds: float,
     threads: int,
+    rate: float = 0,
 ) -> Flood:
     counts = [0] * threads
 
     def run(index: int) -> None:
-        until = time.perf_counter() + seconds
-        while time.perf_counter() < until:
+        began = now = time.perf_counter()
+        while now < began + seconds:
             for _ in itertools.repeat(None, BURST):
                 send(message, address)
             counts[index] += BURST
+            now = time.perf_counter()
+            if rate:
+                time.sleep(max(0.0, began + counts[index] * threads / rate - now))
 
     cpu_began = time.process_time()
     if threads == 1:

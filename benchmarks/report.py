@@ -89,7 +89,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         sign = "≥" if row["at_least"] else "≤"
         must = f"{sign} {row['must']:g}" if row["must"] is not None else ""
         verdict = "**missed**" if row["verdict"] == "MISSED" else ""
-        lines.append(f"| {row['name']} | {row['measured']:.3g} {row['unit']} | {must} | {verdict} |")
+        figure = f"{row['measured']:.3g}" if row["measured"] < 1000 else f"{row['measured']:,.0f}"
+        lines.append(f"| {row['name']} | {figure} {row['unit']} | {must} | {verdict} |")
     return "\n".join(lines) + "\n"
 
 

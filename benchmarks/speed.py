@@ -64,7 +64,7 @@ def _flood_rows(
 ) -> list[Row]:
     message = os.urandom(size)
     pairs = [
-        (raw.flood(message, times.seconds), vault.flood(message, times.seconds))
+        (raw.flood(message, times.seconds), vault.sustained_flood(message, times.seconds))
         for _ in range(times.repetitions)
     ]
     ours = [flood for _, flood in pairs]
