@@ -241,7 +241,7 @@ class VaultLink:
         self._link, self._address, self.sock = link, address, sock
 
     def flood(self, message: bytes, seconds: float, threads: int = 1, rate: float = 0) -> Flood:
-        """Send `message` again and again for so many seconds from so many threads, `rate` a second at most."""
+        """Send `message` over and over for so many seconds from so many threads, `rate` a second at most."""
         self._link.send("flood")
         expect(self._link)
         return _flood(self._link, self.sock.send_data, self._address, message, seconds, threads, rate)
