@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Datagrams that come together mean what they mean one by one, in the loop for what follows in order too."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple, Tuple
+
+import pytest
+from fakenet import FakeNet, both_ready, flip_bit
+from hypothesis import given
+from hypothesis import strategies as st
+
+import vault_udp_packet as packet
+import vault_udp_socket_helper as crypto
+from vault_udp_keys import Pair
+from vault_udp_layout import make_bodies
+
+A, B = ("10.0.0.1", 1001), ("10.0.0.2", 1002)
+BODY_SIZE = 1393
+STALE = 120.0
+
+Step = Tuple[str, int]
+"""What the sender or the network does, and a number that tells which message or bit."""
+KINDS = ["message", "message", "message", "longer", "coalesced", "control", "smaller", "stale", "compressed"]
+KINDS += ["lost", "again", "swapped", "forged", "other nonce", "truncated", "other version", "mixed"]
+STEPS: st.SearchStrategy[list[Step]] = st.lists(
+    st.tuples(st.sampled_from(KINDS), st.integers(0, 9)), min_size=1, max_size=25
+)
+
+
+class Outcome(NamedTuple):
+    """All that is left of a batch at the receiver."""
+
+    messages: list[bytes]
+    counters: dict[str, int]
+    highest: int
+    accepted: list[bool]
+    outgoing: int
+
+
+def sealed(pair: Pair, step: Step, time: float) -> bytes:
+    kind, number = step
+    size = BODY_SIZE - 100 if kind == "smaller" else BODY_SIZE
+    messages = {
+        "longer": [b"%d" % number * (number + 2)],
+        "coalesced": [b"%d" % number] * (number + 2),
+        "compressed": [packet.compress_frame(b"%d" % number * 5000, 1000)],
+    }.get(kind, [b"message %d" % number])
+    bodies = make_bodies(messages, size, True)
+    if kind == "control":
+        bodies = [packet.make_control_body(b'{"type":"confirm","got":true}', size)]
+    elif kind == "truncated":
+        bodies = [bodies[0][:30]]  # what follows is left in the buffer from the datagram before
+    elif kind == "other version":
+        bodies = [bodies[0].replace(b"\xa1v\x02", b"\xa1v\x03")]
+    elif kind == "mixed":
+        bodies = [bodies[0].replace(b"\xa1c\xc4\x00", b"\xa1c\xc4\x02{}", 1)[:size]]
+    if kind == "other nonce":
+        return with_other_nonce(pair, bodies[0], time)
+    return pair.seal(bodies[:1], time - STALE if kind == "stale" else time)[0]
+
+
+def with_other_nonce(pair: Pair, body: bytes, time: float) -> bytes:
+    """Sealed by one who has the key, with another nonce than the one that it repeats inside."""
+    (datagram,) = pair.seal([body], time)
+    plain = pair.reopen(datagram)
+    inner = struct.pack(">8sQd", bytes(8), pair.counter - 1, time)
+    assert plain == body
+    return crypto.seal(pair._seal_key, datagram[:24], inner + body)
+
+
+def datagrams_of(pair: Pair, steps: list[Step], time: float) -> list[bytes]:
+    datagrams: list[bytes] = []
+    for kind, number in steps:
+        if kind == "again" and datagrams:
+            datagrams.append(datagrams[number % len(datagrams)])
+        elif kind == "swapped" and len(datagrams) > 1:
+            datagrams[-1], datagrams[-2] = datagrams[-2], datagrams[-1]
+        else:
+            datagram = sealed(pair, (kind, number), time)
+            if kind == "forged":
+                datagram = flip_bit(datagram, 64 + number * 1000)
+            if kind != "lost":
+                datagrams.append(datagram)
+    return datagrams
+
+
+def outcome(steps: list[Step], batch_size: int) -> Outcome:
+    """What the receiver makes of it, so many datagrams at a time; the rest is the same each time."""
+    net = FakeNet(0)
+    bob = net.node(B)
+    alice = net.node(A, B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(1)
+    session = alice.peer(B).session
+    assert session.send is not None
+    datagrams = datagrams_of(session.send, steps, session.local.session_time(alice.now))
+    node, pair = bob.node, bob.node.tags[datagrams[0][:8]][1] if datagrams else None
+    with net.seeded_keys():
+        for start in range(0, len(datagrams), batch_size):
+            node.receive(datagrams[start : start + batch_size], A, bob.now)
+    messages = [bytes(message) for _, delivered in node.deliveries for message in delivered]
+    highest = pair.window.highest if pair is not None else -1
+    accepted = [pair.window.accept(highest - back) for back in range(min(40, highest))] if pair else []
+    return Outcome(messages, dict(node.counters), highest, accepted, len(node.outgoing))
+
+
+@given(STEPS, st.integers(2, 30))
+def test_a_batch_leaves_what_its_datagrams_leave_one_by_one(steps: list[Step], batch_size: int) -> None:
+    assert outcome(steps, batch_size) == outcome(steps, 1)
+
+
+@pytest.mark.parametrize("kind", sorted({*KINDS} - {"message", "longer", "coalesced", "compressed"}))
+def test_what_does_not_follow_is_judged_by_itself(kind: str) -> None:
+    """Each kind in the middle of what does follow; what it may not do is delivered to nobody."""
+    before: list[Step] = [("message", number) for number in range(5)]
+    steps = [*before, (kind, 4), *before]
+    together = outcome(steps, 30)
+    assert together == outcome(steps, 1)
+    assert len(together.messages) == len(before) * 2 + (kind == "smaller")
+    reason = {
+        "again": "replayed",
+        "forged": "forged",
+        "stale": "outside_window",
+        "other nonce": "forged",
+        "truncated": "bad_body",
+        "other version": "other_version",
+        "mixed": "bad_body",
+    }.get(kind)
+    assert reason is None or together.counters[reason] == 1
