@@ -42,12 +42,12 @@ class Outcome(NamedTuple):
 def sealed(pair: Pair, step: Step, time: float) -> bytes:
     kind, number = step
     size = BODY_SIZE - 100 if kind == "smaller" else BODY_SIZE
-    messages = {
+    unusual: dict[str, list[bytes]] = {
         "longer": [b"%d" % number * (number + 2)],
         "coalesced": [b"%d" % number] * (number + 2),
         "compressed": [packet.compress_frame(b"%d" % number * 5000, 1000)],
-    }.get(kind, [b"message %d" % number])
-    bodies = make_bodies(messages, size, True)
+    }
+    bodies = make_bodies(unusual.get(kind, [b"message %d" % number]), size, True)
     if kind == "control":
         bodies = [packet.make_control_body(b'{"type":"confirm","got":true}', size)]
     elif kind == "truncated":
