@@ -74,13 +74,14 @@ def demo() -> int:
 
 def test(arguments: list[str]) -> int:
     python = environment("dev", "requirements.txt", "requirements-dev.txt")
+    # Tests on real networks wait more than they work, so three processes share them.
+    pytest = ["-m", "pytest", "-n", "3", "--dist", "worksteal", *arguments]
     if "--coverage" not in arguments:
-        # Tests on real networks wait more than they work.
-        return run(python, "-m", "pytest", "-n", "3", "--dist", "worksteal", *arguments)
-    arguments = [argument for argument in arguments if argument != "--coverage"]
+        return run(python, *pytest)
+    pytest.remove("--coverage")
     run(python, "-m", "coverage", "erase")
-    tests = run(python, "-m", "coverage", "run", "-m", "pytest", *arguments)
-    # The self-tests that run as subprocesses leave data files of their own.
+    tests = run(python, "-m", "coverage", "run", *pytest)
+    # Those processes, and the self-tests that run in ones of their own, leave data files.
     combined = run(python, "-m", "coverage", "combine", "--quiet")
     return tests or combined or run(python, "-m", "coverage", "report")
 
