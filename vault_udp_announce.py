@@ -24,7 +24,6 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_packet import Announcement, PacketError
     from vault_udp_path import NEVER
     from vault_udp_peer import Peer
-    from vault_udp_rate_limit import RateLimiter
     from vault_udp_session import MAX_RETIRED_PAIRS, announce_delay
     from vault_udp_state import NodeState
 else:
@@ -36,7 +35,6 @@ else:
     from .vault_udp_packet import Announcement, PacketError
     from .vault_udp_path import NEVER
     from .vault_udp_peer import Peer
-    from .vault_udp_rate_limit import RateLimiter
     from .vault_udp_session import MAX_RETIRED_PAIRS, announce_delay
     from .vault_udp_state import NodeState
 
@@ -67,11 +65,11 @@ class Introductions:
         self._state = state
         self._hosts = hosts
         self._on_merged = on_merged
-        self._strangers = RateLimiter(STRANGERS_PER_SECOND)
-        self._strangers_of_ip = RateLimiter(STRANGERS_PER_IP_PER_SECOND)
-        self._added = RateLimiter(ADDED_PER_SECOND)
-        self._unknown_tags = RateLimiter(1)
-        self._unknown_tags_of_all = RateLimiter(UNKNOWN_TAGS_ANSWERED_PER_SECOND)
+        self._strangers = state.new_limiter(STRANGERS_PER_SECOND)
+        self._strangers_of_ip = state.new_limiter(STRANGERS_PER_IP_PER_SECOND)
+        self._added = state.new_limiter(ADDED_PER_SECOND)
+        self._unknown_tags = state.new_limiter(1)
+        self._unknown_tags_of_all = state.new_limiter(UNKNOWN_TAGS_ANSWERED_PER_SECOND)
         self._spent_until = -NEVER
         self._spent_ip, self._ip_spent_until = "", -NEVER
 

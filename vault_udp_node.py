@@ -28,7 +28,6 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_packet import PacketError, TooLargeError
     from vault_udp_path import NEVER, body_size_within
     from vault_udp_peer import Peer
-    from vault_udp_rate_limit import RateLimiter
     from vault_udp_session import ACKNOWLEDGE_AFTER, SILENCE_BEFORE_PING, Session
     from vault_udp_state import Event
     from vault_udp_upkeep import Upkeep
@@ -45,7 +44,6 @@ else:
     from .vault_udp_packet import PacketError, TooLargeError
     from .vault_udp_path import NEVER, body_size_within
     from .vault_udp_peer import Peer
-    from .vault_udp_rate_limit import RateLimiter
     from .vault_udp_session import ACKNOWLEDGE_AFTER, SILENCE_BEFORE_PING, Session
     from .vault_udp_state import Event
     from .vault_udp_upkeep import Upkeep
@@ -111,7 +109,7 @@ class Node(Upkeep):
         self.local.finds_sizes = finds_sizes
         self._hosts = Hosts(self, self._merged)
         self._introductions = Introductions(self, self._hosts, self._merged)
-        self._rate_limiter = RateLimiter(rate_limit) if rate_limit is not None else None
+        self._rate_limiter = self.new_limiter(rate_limit) if rate_limit is not None else None
         self.lifetime_changed(now)
 
     def add_peer(self, address: Address, now: float, supplied: bytes | None = None) -> Peer:

@@ -62,7 +62,10 @@ class RateLimiter:
 
     def cleanup_old_entries(self) -> None:
         """Forget the keys whose allowance is whole again: forgetting them changes nothing."""
-        now = self._clock()
+        self.forget_whole(self._clock())
+
+    def forget_whole(self, now: float) -> None:
+        """`cleanup_old_entries` at `now`."""
         whole = [
             key
             for key, (tokens, when) in self._buckets.items()

@@ -29,6 +29,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_packet import PacketError
     from vault_udp_path import NEVER
     from vault_udp_peer import Peer, PeerTable
+    from vault_udp_rate_limit import RateLimiter
     from vault_udp_session import Session
 else:
     from . import vault_udp_encryption as encryption_module
@@ -41,6 +42,7 @@ else:
     from .vault_udp_packet import PacketError
     from .vault_udp_path import NEVER
     from .vault_udp_peer import Peer, PeerTable
+    from .vault_udp_rate_limit import RateLimiter
     from .vault_udp_session import Session
 
 logger = logging.getLogger(__name__)
@@ -107,8 +109,19 @@ class NodeState:
         self.logged_at: dict[str, float] = {}
         self.timers: list[tuple[float, int, Peer]] = []
         self.sequence = itertools.count()
+        self._limiters: list[RateLimiter] = []
         self.rotate_at = NEVER
         self.rotated_at = now
+
+    def new_limiter(self, max_per_second: float) -> RateLimiter:
+        """A limiter that forgets, once a rotation, whom it need not remember."""
+        self._limiters.append(RateLimiter(max_per_second))
+        return self._limiters[-1]
+
+    def forget_whole_allowances(self, now: float) -> None:
+        """Forget who has not spent anything of late."""
+        for limiter in self._limiters:
+            limiter.forget_whole(now)
 
     def is_ready(self, peer: Peer, now: float) -> bool:
         """Whether data for this peer leaves at once."""

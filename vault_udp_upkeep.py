@@ -196,5 +196,6 @@ class Upkeep(NodeState):
                     self.table.forget(peer)
             self.schedule(peer)
         self.encryption.forget_old_nonces()
+        self.forget_whole_allowances(now)
         self.rotate_at = NEVER
         self.lifetime_changed(now)

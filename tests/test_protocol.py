@@ -797,6 +797,20 @@ def test_the_rate_limit_lets_a_second_s_burst_pass_and_counts_the_rest() -> None
     assert bob.node.counters["received"] == 15
 
 
+def test_a_rotation_forgets_who_came_and_went() -> None:
+    net = FakeNet()
+    bob = net.node(B, rate_limit=10, lifetime=5)
+    for number in range(50):
+        passenger = net.node((f"10.3.0.{number}", 7), B)
+        net.run(0.5)
+        passenger.send(B, b"x")
+        net.run(0.1)
+        passenger.stop()
+    assert len(bob.received) == 50
+    net.run(12)
+    assert [len(limiter) for limiter in bob.node._limiters] == [0] * len(bob.node._limiters)
+
+
 def test_a_forged_flood_spends_nobody_s_allowance() -> None:
     net = FakeNet()
     bob, alice = net.node(B, rate_limit=10), net.node(A, B)
