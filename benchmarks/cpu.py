@@ -68,7 +68,7 @@ def _paced(role: Callable[[Connection, float], None], seconds: float) -> float:
         addresses = expect(one), expect(other)
         one.send(addresses[1])
         other.send(addresses[0])
-        results = [expect(one), expect(other)]
+        results = [expect(one, seconds), expect(other, seconds)]
         for received, _ in results:
             if received < 0.9 * seconds / PACE:
                 raise RuntimeError(f"only {received} messages came in {seconds} s")

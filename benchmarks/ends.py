@@ -97,9 +97,9 @@ def _staying_on(processor: int | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def expect(link: Connection) -> Any:
+def expect(link: Connection, work: float = 0.0) -> Any:
     """What the other process says next."""
-    if not link.poll(PATIENCE):
+    if not link.poll(work + PATIENCE):
         raise TimeoutError(f"the other process has said nothing for {PATIENCE} s")
     return link.recv()
 
