@@ -34,6 +34,8 @@ BURST = 32
 MAX_LOSS = 0.01
 MAX_SLOWER = 4
 """Times that a flood is repeated more slowly, until no more than `MAX_LOSS` of it is lost."""
+PACING_TICK = 0.002
+"""Seconds that a paced sender may be ahead before it sleeps; shorter sleeps cost more than they await."""
 PATIENCE = 20.0
 RAW_BUFFER = 4 * 1024 * 1024
 
@@ -327,8 +329,9 @@ def _flood(
                 send(message, address)
             counts[index] += BURST
             now = time.perf_counter()
-            if rate:
-                time.sleep(max(0.0, began + counts[index] * threads / rate - now))
+            ahead = began + counts[index] * threads / rate - now if rate else 0.0
+            if ahead > PACING_TICK:
+                time.sleep(ahead)
 
     cpu_began = time.process_time()
     if threads == 1:
