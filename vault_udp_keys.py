@@ -28,12 +28,14 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_layout import StoredLayout
     from vault_udp_packet import PacketError
     from vault_udp_replay import CounterWindow
+    from vault_udp_segments import Segments
 else:
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address
     from .vault_udp_layout import StoredLayout
     from .vault_udp_packet import PacketError
     from .vault_udp_replay import CounterWindow
+    from .vault_udp_segments import Segments
 
 
 HELLO_LABEL = b"py-vault-udp/2 hello".ljust(24, b"\0")
@@ -49,6 +51,7 @@ _TIMESTAMP = struct.Struct(">d")
 _HEAD = struct.Struct(">8s8sQd")
 """Tag, random bytes and counter, which are the nonce; the last two, and the timestamp, which are inside."""
 _INNER = struct.Struct(">8sQd")
+_NONCE = struct.Struct(">8s8sQ")
 SEALED_OVERHEAD = crypto.BOX_OVERHEAD + 16 + _TIMESTAMP.size
 """Bytes of a sealed datagram beside its body, in either mode: 24 + 16 for the box, 16 + 8 inside it."""
 MIN_SEALED_SIZE = SEALED_OVERHEAD + 4
@@ -295,41 +298,39 @@ class Pair:
         return plain
 
     def open_in_order(
-        self, datagrams: Sequence[bytes], start: int, layout: StoredLayout, earliest: float, latest: float
+        self, segments: Segments, index: int, layout: StoredLayout, earliest: float, latest: float
     ) -> list[bytes]:
-        """The messages of `datagrams` from `start` on, as long as each is what is to be expected next.
+        """The messages of `segments` from `index` on, as long as each is what is to be expected next.
 
-        That is: authentic, with the next counter, stamped from `earliest` to `latest`, its body as `layout`
-        says. The first that is not is left to `open` and to whoever judges its body; nothing of it is kept
-        here. So this is `open`, `CounterWindow.accept` and `StoredLayout.read` for the usual case, in one
-        loop without calls and copies between them: it may decline what they accept, but accepts nothing that
-        they decline.
+        That is: authentic, with our tag and the next counter, stamped from `earliest` to `latest`, its body
+        as `layout` says. The first that is not is left to `open` and to whoever judges its body; nothing of
+        it is kept here. So this is `open`, `CounterWindow.accept` and `StoredLayout.read` for the usual case,
+        in one loop without calls and copies between them: it may decline what they accept, but accepts
+        nothing that they decline.
         """
         messages: list[bytes] = []
-        open_sealed, key, unpack = self._workspace.open, self._open_key, _INNER.unpack_from
-        head, end, tail, body_size = layout
+        whole, size = segments.whole, segments.size
+        head, _, tail, body_size, inside = layout
+        if size != body_size + SEALED_OVERHEAD:
+            return messages
+        open_at, key, tag = self._workspace.opener(whole), self._open_key, self.open_tag
+        unpack, nonce_of = inside.unpack_from, _NONCE.unpack_from
         expected = first = self.window.highest + 1
-        size = body_size + SEALED_OVERHEAD
-        message_at, tail_at = 24 + len(head), 24 + end
-        tail_end = tail_at + len(tail)
-        for index in range(start, len(datagrams)):
-            datagram = datagrams[index]
-            if len(datagram) != size:
-                break
+        for start in range(index * size, len(whole) - size + 1, size):
             try:
-                plain = open_sealed(key, datagram)[:tail_end]
+                plain = open_at(key, start, size)
             except crypto.DecryptionError:
                 break
-            _, counter, timestamp = unpack(plain)
+            random_bytes, counter, timestamp, its_head, message, its_tail = unpack(plain)
             if not (
                 counter == expected
-                and plain.startswith(datagram[8:24])
+                and nonce_of(whole, start) == (tag, random_bytes, counter)
                 and earliest <= timestamp <= latest
-                and plain.startswith(head, 24)
-                and plain.startswith(tail, tail_at)
+                and its_head == head
+                and its_tail == tail
             ):
                 break
-            messages.append(plain[message_at:tail_at])
+            messages.append(message)
             expected += 1
         self.window.accept_next(expected - first)
         return messages

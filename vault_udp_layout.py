@@ -46,6 +46,8 @@ class StoredLayout(NamedTuple):
     tail: bytes
     """What follows the message, up to the padding."""
     body_size: int
+    inside: struct.Struct
+    """What is sealed around such a body: random bytes, counter, timestamp; head, message, tail."""
 
     def make(self, messages: Sequence[bytes]) -> list[bytes]:
         """`make_payload_body(store_frame(message), body_size)` for each of them."""
@@ -54,7 +56,7 @@ class StoredLayout(NamedTuple):
 
     def read(self, body: bytes) -> bytes | None:
         """The message of a body as `make` makes it, whatever its padding; None for any other body."""
-        head, end, tail, body_size = self
+        head, end, tail, body_size, _ = self
         if len(body) == body_size and body.startswith(head) and body.startswith(tail, end):
             return body[len(head) : end]
         return None
@@ -67,7 +69,9 @@ def stored_layout(message_size: int, body_size: int) -> StoredLayout:
     body = packet.make_payload_body(frame, body_size)
     end = FRAME_START + len(frame)
     tail_end = end + len(packet.CONTROL_KEY + EMPTY_BIN + packet.PADDING_KEY) + 3
-    return StoredLayout(body[: end - message_size], end, body[end:tail_end], body_size)
+    head, tail = body[: end - message_size], body[end:tail_end]
+    inside = struct.Struct(f">8sQd{len(head)}s{message_size}s{len(tail)}s")
+    return StoredLayout(head, end, tail, body_size, inside)
 
 
 def likely_layout(body: bytes) -> StoredLayout | None:

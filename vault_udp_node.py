@@ -28,6 +28,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_packet import PacketError, TooLargeError
     from vault_udp_path import NEVER, body_size_within
     from vault_udp_peer import Peer
+    from vault_udp_segments import Segments
     from vault_udp_session import ACKNOWLEDGE_AFTER, SILENCE_BEFORE_PING, Session
     from vault_udp_state import Event
     from vault_udp_upkeep import Upkeep
@@ -44,6 +45,7 @@ else:
     from .vault_udp_packet import PacketError, TooLargeError
     from .vault_udp_path import NEVER, body_size_within
     from .vault_udp_peer import Peer
+    from .vault_udp_segments import Segments
     from .vault_udp_session import ACKNOWLEDGE_AFTER, SILENCE_BEFORE_PING, Session
     from .vault_udp_state import Event
     from .vault_udp_upkeep import Upkeep
@@ -170,38 +172,49 @@ class Node(Upkeep):
             return
         self.local.max_age = encryption_module.MAX_MESSAGE_AGE_SECONDS
         self.counters["datagrams_received"] += len(datagrams)
-        start, count = 0, len(datagrams)
-        while start < count:
-            tag = datagrams[start][:TAG_SIZE]
-            known = self.tags.get(tag)
-            if known is None:
-                if self._introductions.is_hopeless(source, now):
-                    self.counters["stranger_budget"] += 1
-                else:
-                    try:
-                        self._receive_untagged(datagrams[start], source, now)
-                    except PacketError as error:
-                        self.count_drop(error.reason, source, now)
-                start += 1
+        index, count = 0, len(datagrams)
+        while index < count:
+            datagram = datagrams[index]
+            known = self.tags.get(datagram[:TAG_SIZE])
+            if known is not None:
+                index = self._receive_sealed(known[0], known[1], datagrams, index, source, now)
                 continue
-            end = start + 1
-            while end < count and datagrams[end].startswith(tag):
-                end += 1
-            self._receive_sealed(known[0], known[1], datagrams[start:end], source, now)
-            start = end
+            index += 1
+            if self._introductions.is_hopeless(source, now):
+                self.counters["stranger_budget"] += 1
+                continue
+            try:
+                self._receive_untagged(datagram, source, now)
+            except PacketError as error:
+                self.count_drop(error.reason, source, now)
 
     def _receive_sealed(
-        self, session: Session, pair: Pair, datagrams: Sequence[bytes], source: Address, now: float
-    ) -> None:
-        """Open datagrams that bear the tag of `pair`; messages are delivered together, in their order."""
+        self,
+        session: Session,
+        pair: Pair,
+        datagrams: Sequence[bytes],
+        index: int,
+        source: Address,
+        now: float,
+    ) -> int:
+        """Open datagrams from `index` on as long as they bear the tag of `pair`, as the first one does.
+
+        Their messages are delivered together, in their order.
+
+        Returns:
+            The index of the first datagram that is left.
+        """
         peer: Peer = session.owner
         messages: list[bytes] = []
         earliest, latest = session.fresh_timestamps(now)
         newest, heard = pair.window.highest, False
         was_up = only_data = session.up
-        index, count = 0, len(datagrams)
+        count, tag = len(datagrams), pair.open_tag
+        segments = datagrams if datagrams.__class__ is Segments else None
         while index < count:
             datagram = datagrams[index]
+            if not datagram.startswith(tag):
+                break
             index += 1
             try:
                 timestamp, body = pair.open(datagram)
@@ -213,9 +226,9 @@ class Node(Upkeep):
                 if read is not None:
                     # What most datagrams are: messages; what most that follow are: one as long as this.
                     messages += read
-                    if index < count and len(read) == 1:
+                    if segments is not None and index < count and len(read) == 1:
                         layout = stored_layout(len(read[0]), len(body))
-                        more = pair.open_in_order(datagrams, index, layout, earliest, latest)
+                        more = pair.open_in_order(segments, index, layout, earliest, latest)
                         messages += more
                         index += len(more)
                     continue
@@ -228,9 +241,7 @@ class Node(Upkeep):
                 was_up = True
                 self._came_up(peer, now)
             if pair.open_tag not in self.tags:
-                # It was a goodbye: the pair is closed, whatever stands behind it.
-                self.counters["unknown_tag"] += count - index
-                break
+                break  # it was a goodbye: what bears the tag still is judged as anybody's
         if messages:
             session.note_data(now)
             self._deliver(peer, messages, now)
@@ -238,6 +249,7 @@ class Node(Upkeep):
             self.look_at(peer, now + ACKNOWLEDGE_AFTER)
         else:
             self.schedule(peer)
+        return index
 
     def _read_body(
         self, peer: Peer, pair: Pair, body_bytes: bytes, source: Address, fresh: bool, now: float

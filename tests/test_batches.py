@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple, Tuple
+from typing import Iterator, NamedTuple, Tuple
 
 import pytest
 from fakenet import FakeNet, both_ready, flip_bit
@@ -15,6 +15,7 @@ import vault_udp_packet as packet
 import vault_udp_socket_helper as crypto
 from vault_udp_keys import Pair
 from vault_udp_layout import make_bodies
+from vault_udp_segments import Segments
 
 A, B = ("10.0.0.1", 1001), ("10.0.0.2", 1002)
 BODY_SIZE = 1393
@@ -86,6 +87,18 @@ def datagrams_of(pair: Pair, steps: list[Step], time: float) -> list[bytes]:
     return datagrams
 
 
+def as_the_kernel_does(datagrams: list[bytes]) -> Iterator[Segments]:
+    """Those of one size together; a shorter one ends what it follows."""
+    run: list[bytes] = []
+    for datagram in datagrams:
+        if run and (len(datagram) > len(run[0]) or len(run[-1]) < len(run[0])):
+            yield Segments(b"".join(run), len(run[0]))
+            run = []
+        run.append(datagram)
+    if run:
+        yield Segments(b"".join(run), len(run[0]))
+
+
 def outcome(steps: list[Step], batch_size: int) -> Outcome:
     """What the receiver makes of it, so many datagrams at a time; the rest is the same each time."""
     net = FakeNet(0)
@@ -99,7 +112,8 @@ def outcome(steps: list[Step], batch_size: int) -> Outcome:
     node, pair = bob.node, bob.node.tags[datagrams[0][:8]][1] if datagrams else None
     with net.seeded_keys():
         for start in range(0, len(datagrams), batch_size):
-            node.receive(datagrams[start : start + batch_size], A, bob.now)
+            for batch in as_the_kernel_does(datagrams[start : start + batch_size]):
+                node.receive(batch, A, bob.now)
     messages = [bytes(message) for _, delivered in node.deliveries for message in delivered]
     highest = pair.window.highest if pair is not None else -1
     accepted = [pair.window.accept(highest - back) for back in range(min(40, highest))] if pair else []

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Datagrams end to end in one string, and opening them where they are."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from fakenet import FakeNet, both_ready, flip_bit
+from hypothesis import given
+from hypothesis import strategies as st
+
+import vault_udp_node
+import vault_udp_socket_helper as crypto
+from vault_udp_layout import make_bodies
+from vault_udp_segments import Segments
+
+A, B = ("10.0.0.1", 1001), ("10.0.0.2", 1002)
+KEY, NONCE = b"k" * crypto.KEY_SIZE, b"n" * crypto.NONCE_SIZE
+
+
+@given(st.binary(min_size=1, max_size=60), st.integers(1, 20), st.data())
+def test_segments_are_what_cutting_gives(whole: bytes, size: int, data: st.DataObject) -> None:
+    segments = Segments(whole, size)
+    cut = [whole[start : start + size] for start in range(0, len(whole), size)]
+    assert len(segments) == len(cut)
+    assert list(segments) == cut
+    index = data.draw(st.integers(-len(cut), len(cut) - 1))
+    assert segments[index] == cut[index]
+    part = data.draw(st.slices(len(cut)))
+    assert segments[part] == cut[part]
+    for outside in (len(cut), -len(cut) - 1):
+        with pytest.raises(IndexError):
+            segments[outside]
+
+
+@pytest.fixture(params=["cffi", "nacl.bindings"])
+def workspace(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> crypto.Workspace:
+    monkeypatch.setattr(crypto, "_uses_cffi", request.param == "cffi")
+    return crypto.Workspace()
+
+
+def test_what_is_sealed_opens_in_the_middle_of_others(workspace: crypto.Workspace) -> None:
+    texts = [os.urandom(100) for _ in range(5)]
+    sealed = [workspace.seal(KEY, NONCE, text) for text in texts]
+    size = len(sealed[0])
+    open_at = workspace.opener(b"".join(sealed))
+    for index, text in enumerate(texts):
+        assert open_at(KEY, index * size, size)[:100] == text
+
+
+def test_what_is_not_authentic_does_not_open(workspace: crypto.Workspace) -> None:
+    sealed = workspace.seal(KEY, NONCE, b"text")
+    for bit in range(0, 8 * len(sealed), 7):
+        with pytest.raises(crypto.DecryptionError):
+            workspace.opener(b"before" + flip_bit(sealed, bit))(KEY, 6, len(sealed))
+
+
+@pytest.mark.parametrize("start", [-1, -44, 1, 44, 45, 1 << 40])
+def test_nothing_outside_of_the_string_is_read(workspace: crypto.Workspace, start: int) -> None:
+    sealed = workspace.seal(KEY, NONCE, b"text")
+    with pytest.raises(crypto.DecryptionError):
+        workspace.opener(sealed)(KEY, start, len(sealed))
+
+
+@pytest.mark.parametrize("size", [-1, 0, 39, 43, 45, 65_537])
+def test_other_lengths_do_not_open(workspace: crypto.Workspace, size: int) -> None:
+    with pytest.raises(crypto.DecryptionError):
+        workspace.opener(workspace.seal(KEY, NONCE, b"text"))(KEY, 0, size)
+
+
+def test_a_wrong_key_length_is_refused(workspace: crypto.Workspace) -> None:
+    sealed = workspace.seal(KEY, NONCE, b"text")
+    with pytest.raises(crypto.DecryptionError, match="key"):
+        workspace.opener(sealed)(KEY[:-1], 0, len(sealed))
+
+
+def test_messages_in_order_are_read_without_cutting_their_datagrams_out() -> None:
+    """One cut to find whose the batch is, and none for each datagram that follows."""
+    cut: list[int] = []
+
+    class Counting(Segments):
+        def __getitem__(self, index: int) -> bytes:  # type: ignore[override]
+            cut.append(index)
+            return super().__getitem__(index)
+
+    net = FakeNet(0)
+    bob = net.node(B)
+    alice = net.node(A, B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    session = alice.peer(B).session
+    messages = [b"message %d" % (index % 10) for index in range(44)]
+    bodies = [make_bodies((message,), session.body_size, False)[0] for message in messages]
+    datagrams = session.seal(bodies, alice.now)
+    segments = Counting(b"".join(datagrams), len(datagrams[0]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vault_udp_node, "Segments", Counting)
+        bob.node.receive(segments, A, bob.now)
+    assert [message for _, delivered in bob.node.deliveries for message in delivered] == messages
+    assert cut == [0, 0]
