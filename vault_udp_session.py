@@ -290,7 +290,7 @@ class Session(Channel):
             self._first_opened(pair, now)
 
     def _first_opened(self, pair: Pair, now: float) -> None:
-        pair.opened, pair.confirm_at = True, NEVER
+        pair.opened = True
         if pair.mine is self.local.current:
             self._rekey_at = NEVER
         if self.send is None or pair.from_hello or pair.order > self.send.order:
@@ -302,7 +302,8 @@ class Session(Channel):
                 for other in gone:
                     self._drop(other)
             self.send = pair
-        self._confirm(pair, True, now)
+        # Due at once; what opened the pair may be a CONFIRM, which is answered anyway, or needs no answer.
+        pair.confirm_at = now
 
     def suspect(self, now: float) -> None:
         """There are signs that the peer is gone: ping it as if it had left data unanswered."""
@@ -347,6 +348,8 @@ class Session(Channel):
         nonce = _nonce_member(members, "nonce")
         if got is None:
             raise PacketError("bad_control")
+        if pair.opened:
+            pair.confirm_at = NEVER
         if not got:
             # No longer than the ping: it is to come through where that came through.
             self._confirm(pair, True, now, nonce, min(self.body_size, max(size, MIN_PING_BODY)))
@@ -447,7 +450,10 @@ class Session(Channel):
     def run_timers(self, now: float) -> None:
         """Do what is due: repeat confirms and rekeys, ping a silent peer and give it up, acknowledge."""
         for pair in list(self.pairs):
-            if pair.confirm_at <= now:
+            if pair.opened and pair.confirm_at <= now:
+                pair.confirm_at = NEVER
+                self._confirm(pair, True, now)
+            elif pair.confirm_at <= now:
                 pair.confirms += 1
                 if pair.confirms > CONFIRM_TRIES:
                     self._drop(pair)

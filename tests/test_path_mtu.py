@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import socket
@@ -377,21 +378,23 @@ def test_a_lost_peer_is_not_pinged_in_all_sizes() -> None:
     assert body(576) + 64 in {len(sent.data) for sent in net.sent[before:]}
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_loss_is_seldom_taken_for_a_small_path_and_set_right(seed: int) -> None:
-    net = FakeNet(seed, loss=0.3, delay=0.05, jitter=0.05)
-    alice, bob = two_in_session(net)
-    net.every(3.0, lambda: alice.send(B, b"so seldom that silence is often suspected"), until=1200)
+def test_loss_is_seldom_taken_for_a_small_path_and_set_right() -> None:
+    """Half a hundredth of the time, taken over several runs: one episode is nearly a hundredth of a run."""
     doubted = below = 0
-    for _ in range(1200):
-        net.run(1)
-        doubted += alice.peer(B).session._path is not None
-        below += (size_of(alice, B) < BODY_SIZE) + (size_of(bob, A) < BODY_SIZE)
+    for seed in range(5):
+        net = FakeNet(seed, loss=0.3, delay=0.05, jitter=0.05)
+        alice, bob = two_in_session(net)
+        send = functools.partial(alice.send, B, b"so seldom that silence is often suspected")
+        net.every(3.0, send, until=1200)
+        for _ in range(1200):
+            net.run(1)
+            doubted += alice.peer(B).session._path is not None
+            below += (size_of(alice, B) < BODY_SIZE) + (size_of(bob, A) < BODY_SIZE)
+        net.loss = 0.0
+        exchange_for(net, alice, bob, 700)
+        assert size_of(alice, B) == size_of(bob, A) == BODY_SIZE
     assert doubted > 0
-    assert below < 0.01 * 2400
-    net.loss = 0.0
-    exchange_for(net, alice, bob, 700)
-    assert size_of(alice, B) == size_of(bob, A) == BODY_SIZE
+    assert below < 0.005 * 2400 * 5
 
 
 @pytest.mark.parametrize("seed", range(5))

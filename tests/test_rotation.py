@@ -6,6 +6,8 @@ from __future__ import annotations
 import pytest
 from fakenet import FakeNet, Host, both_ready
 
+from vault_udp_layout import make_bodies
+
 A, B = ("10.0.0.1", 1001), ("10.0.0.2", 1002)
 ROTATIONS = 20
 
@@ -180,3 +182,43 @@ def test_a_long_session_keeps_few_pairs_and_timers() -> None:
     assert most[0] <= 4
     assert most[1] <= 8
     assert most[2] <= 40
+
+
+def test_an_idle_rotation_takes_three_datagrams() -> None:
+    """REKEY, CONFIRM(got=false), CONFIRM(got=true): each is needed, and nothing is answered twice."""
+    net = FakeNet(delay=0.01)
+    bob = net.node(B, A, lifetime=60)
+    alice = net.node(A, B, lifetime=3600)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(5)
+    before = len(net.sent)
+    net.run(65)
+    assert bob.node.local.current.epoch == 1
+    assert len(net.sent) - before == 3
+    for host, other in ((alice, B), (bob, A)):
+        send = host.peer(other).session.send
+        assert send is not None
+        assert bob.node.local.current.public in (send.mine.public, send.theirs)
+
+
+def test_data_that_opens_a_new_pair_is_confirmed() -> None:
+    """If the CONFIRMs of a rotation are lost, data under the new pair does for them, and is answered."""
+    net = FakeNet(delay=0.01)
+    bob = net.node(B, A, lifetime=60)
+    alice = net.node(A, B, lifetime=3600)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(50)
+    known = {pair.open_tag for pair in bob.peer(A).session.pairs}
+    net.run_until(lambda: {pair.open_tag for pair in bob.peer(A).session.pairs} != known)
+    new_at_bob = next(pair for pair in bob.peer(A).session.pairs if pair.open_tag not in known)
+    net.run_until(lambda: len(alice.peer(B).session.pairs) == 2)
+    new_at_alice = next(pair for pair in alice.peer(B).session.pairs if not pair.opened)
+    body = make_bodies((b"first",), bob.peer(A).session.body_size, False)
+    (datagram,) = new_at_bob.seal(body, bob.node.local.session_time(net.now))
+    alice.node.receive((datagram,), B, net.now)
+    assert new_at_alice.opened
+    sent = alice.node.outgoing[:]
+    alice.node.run_timers(net.now)
+    answers = [answer for _, answer in alice.node.outgoing if answer not in [old for _, old in sent]]
+    bob.node.receive(answers, A, net.now)
+    assert new_at_bob.opened
