@@ -247,8 +247,10 @@ class Introductions:
             self._enter_base(address, enc, sign, version, now)
         else:
             raise PacketError("live_key_kept")
+        if announcement.answers:
+            return
         answer = self._state.base.clear_announcement(
-            version, self._state.port, min(size, packet.FULL_ANNOUNCEMENT_SIZE)
+            version, self._state.port, min(size, packet.FULL_ANNOUNCEMENT_SIZE), answers=True
         )
         if answer is not None:
             self._state.outgoing.append((address, answer))

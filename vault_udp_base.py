@@ -155,7 +155,7 @@ class BaseMode:
                 raise PacketError("trial_budget")
             body = self._try(candidate, datagram, now)
             if body is not None:
-                self._learn(candidate, source)
+                self._learn(candidate, source, now)
                 return candidate, body
         return None
 
@@ -176,10 +176,14 @@ class BaseMode:
         link.credit += len(datagram)
         return body
 
-    def _learn(self, link: BaseLink, source: Address) -> None:
+    def _learn(self, link: BaseLink, source: Address, now: float) -> None:
+        other = self._by_source.get(source)
+        if other is not None and other.live(now):
+            # A source is easily forged: taking it from who has just shown that it is his would leave him to
+            # the trials, which strangers can spend.
+            return
         if link.source is not None:
             self._by_source.pop(link.source, None)
-        other = self._by_source.get(source)
         if other is not None:
             other.source = None
             self.unlearn(other)
@@ -216,9 +220,17 @@ class BaseMode:
 
     # ------------------------------------------------------------------------------------------- out
 
-    def clear_announcement(self, version: int, port: int, size: int) -> bytes | None:
-        """Our base announcement in clear, of exactly `size` bytes; None if it does not fit."""
-        members = self.encryption.base_members(port)
+    def clear_announcement(
+        self, version: int, port: int, size: int, *, answers: bool = False
+    ) -> bytes | None:
+        """Our base announcement in clear, of exactly `size` bytes; None if it does not fit.
+
+        Args:
+            answers: whether it is the answer to one, and is not to be answered in turn.
+        """
+        members: dict[str, object] = {**self.encryption.base_members(port)}
+        if answers:
+            members["answers"] = True
         make = packet.make_v1_announcement_body if version == 1 else packet.make_announcement_body
         try:
             return make(members, size)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple, Sequence, TypeVar
 
 if TYPE_CHECKING or not __package__:
     from vault_udp_address import Address
-    from vault_udp_datagram import DatagramSocket, SocketClosed
+    from vault_udp_datagram import Batch, DatagramSocket, SocketClosed
     from vault_udp_encryption import VaultAsymmetricEncryption
     from vault_udp_errors import StoppedError
     from vault_udp_layout import MESSAGE_OVERHEAD
@@ -34,7 +34,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_resolver import Resolver
 else:
     from .vault_udp_address import Address
-    from .vault_udp_datagram import DatagramSocket, SocketClosed
+    from .vault_udp_datagram import Batch, DatagramSocket, SocketClosed
     from .vault_udp_encryption import VaultAsymmetricEncryption
     from .vault_udp_errors import StoppedError
     from .vault_udp_layout import MESSAGE_OVERHEAD
@@ -53,6 +53,8 @@ LANES_SIZE = 65536
 """The same for all peers together, if more than 16 have messages waiting."""
 BYTES_PER_ROUND = 131072
 """About as many bytes of one peer's messages does the send thread seal in one go."""
+UNPACKED_PER_ROUND = 1 << 20
+"""Bytes of compressed messages after which no further batch is looked at before these have been delivered."""
 BURST_GAP = 15e-6
 BURST_LENGTH = 4
 """So many messages, each so many seconds after the one before, are a burst: the send thread takes over."""
@@ -282,21 +284,31 @@ class Carrier:
                 batches = datagrams.receive()
             except SocketClosed:
                 break  # by `stop`, which waited for the goodbyes
-            now = time.monotonic()
-            if now >= self._leave_old_port_at:
+            if time.monotonic() >= self._leave_old_port_at:
                 self._leave_old_port_at = NEVER
                 datagrams.leave_previous()
-            with self._lock:
-                for received, source in batches:
-                    self._node.receive(received, source, now)
-                effects = self._take_effects_locked()
-                self._wake_sender_locked()
-                sending = self._datagrams  # another one if a callback or another thread has changed the port
-            self._carry_out(effects, sending)
-            self._call_back(effects.deliveries)
+            left = self._take_in(batches)
+            while left:
+                left = self._take_in(left)
         datagrams.leave_previous()
         for replaced in self._replaced:
             replaced.close()
+
+    def _take_in(self, batches: Sequence[Batch]) -> Sequence[Batch]:
+        """Let the node decide about what has come, and call back; returns what is to be left until then."""
+        node, now, taken = self._node, time.monotonic(), 0
+        with self._lock:
+            node.unpacked = 0
+            while taken < len(batches) and node.unpacked < UNPACKED_PER_ROUND:
+                received, source = batches[taken]
+                node.receive(received, source, now)
+                taken += 1
+            effects = self._take_effects_locked()
+            self._wake_sender_locked()
+            sending = self._datagrams  # another one if a callback or another thread has changed the port
+        self._carry_out(effects, sending)
+        self._call_back(effects.deliveries)
+        return batches[taken:]
 
     def _take_effects_locked(self) -> _Effects:
         node = self._node

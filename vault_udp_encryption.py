@@ -20,21 +20,18 @@ if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
     from vault_udp_address import Address
     from vault_udp_packet import Announcement, PacketError
-    from vault_udp_replay import NonceCache
+    from vault_udp_replay import NonceCaches
 else:
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address
     from .vault_udp_packet import Announcement, PacketError
-    from .vault_udp_replay import NonceCache
+    from .vault_udp_replay import NonceCaches
 
 
 MAX_MESSAGE_AGE_SECONDS = 60
 """Seconds, to both sides, that a message's timestamp may lie away from the clock it is judged by."""
 NONCE_CACHE_SIZE = 10000
 """Message nonces remembered for each base peer; beyond it the smallest timestamps are given up."""
-
-MAX_NONCE_CACHES = 32768
-"""Pairs of keys for which nonces are remembered; forgetting one early would let its datagrams in again."""
 MIN_LIFETIME = 5
 _TIMESTAMP = struct.Struct(">d")
 _HEADER_SIZE = 16 + _TIMESTAMP.size
@@ -151,7 +148,7 @@ class VaultAsymmetricEncryption:
         self._addresses_of: dict[bytes, set[Address]] = {}
         # By shared key, not by address: a datagram stays known when its sender's address changes, when its
         # key is announced again, and when the application changes our keys and changes them back.
-        self._nonces: dict[bytes, NonceCache] = {}
+        self._nonces = NonceCaches()
         self.enc_public_key = ""
         self.sign_public_key = ""
         enc = _key_bytes(enc_private_key, "enc_private_key") if enc_private_key is not None else None
@@ -314,12 +311,8 @@ class VaultAsymmetricEncryption:
     def forget_old_nonces(self) -> None:
         """Drop the nonces whose datagrams would be refused by their age."""
         with self.lock:
-            wall = self._wall()
             in_use = {keys.shared for keys in self._peers.values()}
-            for shared, cache in list(self._nonces.items()):
-                cache.forget_before(wall - 2 * MAX_MESSAGE_AGE_SECONDS)
-                if not len(cache) and shared not in in_use:
-                    del self._nonces[shared]
+            self._nonces.forget_before(self._wall() - 2 * MAX_MESSAGE_AGE_SECONDS, in_use)
 
     def verify_announcement(self, announcement: Announcement) -> tuple[bytes, bytes]:
         """(enc, sign) of a base announcement whose signature covers exactly the announced keys.
@@ -422,23 +415,19 @@ class VaultAsymmetricEncryption:
         # "not <=" so that a NaN is refused, too.
         if not abs(timestamp - self._wall()) <= MAX_MESSAGE_AGE_SECONDS:
             raise PacketError("outside_window")
-        cache = self._nonces.get(keys.shared)
-        if cache is None:
-            if len(self._nonces) >= MAX_NONCE_CACHES:
-                raise PacketError("too_many_sessions")
-            # Our own keys outlive our memory of nonces when the application sets them again after a restart.
-            floor = self._started_at if self._own_keys_supplied else 0.0
-            cache = self._nonces[keys.shared] = NonceCache(floor)
-        if not cache.is_fresh(nonce, timestamp):
+        if not self._nonces.has_room_for(keys.shared):
+            raise PacketError("too_many_sessions")
+        # Our own keys outlive our memory of nonces when the application sets them again after a restart.
+        floor = self._started_at if self._own_keys_supplied else 0.0
+        if not self._nonces.accept(keys.shared, nonce, timestamp, NONCE_CACHE_SIZE, floor):
             raise PacketError("replayed")
-        cache.add(nonce, timestamp, NONCE_CACHE_SIZE)
 
     # ------------------------------------------------------------------------------------------ the rest
 
     def get_stats(self) -> dict[str, Any]:
         """Counts for display; no keys."""
         with self.lock:
-            tracked = [len(cache) for cache in self._nonces.values()]
+            tracked = self._nonces.sizes()
             return {
                 "active_peer_keys": len(self._peers),
                 "key_lifetime_seconds": self._lifetime,

@@ -105,6 +105,8 @@ class Node(Upkeep):
             rng=rng or random.Random(),
         )
         self.closed = False
+        self.unpacked = 0
+        """Bytes of messages that may be far longer than their datagrams; the caller sets it back."""
         self._remember_peers = remember_peers
         if keepalive is not None:
             self.local.keepalive = keepalive
@@ -172,6 +174,10 @@ class Node(Upkeep):
             return
         self.local.max_age = encryption_module.MAX_MESSAGE_AGE_SECONDS
         self.counters["datagrams_received"] += len(datagrams)
+        if not source[1]:
+            # Nobody sends from there but who forges, and nothing can be sent there.
+            self.count_drop("no_source_port", source, now, len(datagrams))
+            return
         index, count = 0, len(datagrams)
         while index < count:
             datagram = datagrams[index]
@@ -264,7 +270,11 @@ class Node(Upkeep):
             session.outside_window(pair, now)
         if body.version != packet.PROTOCOL_VERSION:
             raise PacketError("downgrade_refused")
-        return body.messages or (packet.read_frame(body.payload),)
+        return self._counted(body.messages or (packet.read_frame(body.payload),))
+
+    def _counted(self, messages: Sequence[bytes]) -> Sequence[bytes]:
+        self.unpacked += sum(map(len, messages))
+        return messages
 
     def _deliver(self, peer: Peer, messages: Sequence[bytes], now: float) -> None:
         if self._rate_limiter is not None:
@@ -314,7 +324,7 @@ class Node(Upkeep):
         if not peer.session.persistent and peer.supplied is None:
             self.table.set_identity(peer, b"")
             self.drop_waiting(peer, "queued_for_another_identity")
-        self.events.append(Event("lost", peer.name, "the peer said goodbye"))
+        self.tell_lost(peer, "the peer said goodbye")
         if peer.added:
             self.start_announcing(peer, now)
         else:
@@ -357,7 +367,7 @@ class Node(Upkeep):
         if link.refresh_at == NEVER:
             link.refresh_at = now
         if isinstance(content, bytes):
-            self._deliver(peer, (content,), now)
+            self._deliver(peer, self._counted((content,)), now)
         elif content is not None:
             self._introductions.receive_sealed_announcement(peer, content, now)
         self.schedule(peer)

@@ -38,6 +38,8 @@ SHORT_ANNOUNCEMENT_SIZE = 512
 MAX_MESSAGE_SIZE = 1 << 20
 """Bytes of one message after decompression; caps what a peer can make us allocate."""
 MAX_MESSAGES_PER_BODY = 256
+MAX_CONTAINERS = 16
+"""Maps and arrays in one body; ours have two. The limits of each alone let ten thousand into a datagram."""
 MAX_CONTROL_SIZE = 8192
 MAX_CONTROL_BRACKETS = 16
 
@@ -101,6 +103,8 @@ class Announcement(NamedTuple):
     port: int | None
     hello: bytes | None
     proof: bytes | None
+    answers: bool = False
+    """It is itself the answer to one: two ends that answered each other's would never cease."""
 
 
 # ---------------------------------------------------------------------------------------------- zstd frames
@@ -276,15 +280,17 @@ def read_body(body: bytes) -> Body:
     """Parse a body, v2 or v1, checking every member's type; the version says which it was.
 
     Raises:
-        PacketError: ``bad_body`` (not msgpack, wrong types, duplicate members), ``other_version``,
-            ``mixed_body`` (more than one of payload, control and messages).
+        PacketError: ``bad_body`` (not msgpack, wrong types, duplicate members, too many maps and arrays),
+            ``other_version``, ``mixed_body`` (more than one of payload, control and messages).
     """
+    containers = _Containers()
     try:
         content = msgpack.unpackb(
             body,
             raw=False,
             strict_map_key=True,
-            object_pairs_hook=_map_without_duplicates,
+            object_pairs_hook=containers.read_map,
+            list_hook=containers.read_array,
             max_map_len=32,
             max_array_len=MAX_MESSAGES_PER_BODY,
             max_ext_len=0,
@@ -307,11 +313,30 @@ def read_body(body: bytes) -> Body:
     raise PacketError("bad_body")
 
 
-def _map_without_duplicates(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise PacketError("bad_body")
-    return members
+class _Containers:
+    """The maps and arrays of one body: few, or a stranger makes us build ten thousand with each datagram."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left = MAX_CONTAINERS
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise PacketError("bad_body")
+
+    def read_map(self, pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
+        """Also refuses members of one name."""
+        self._count()
+        members = dict(pairs)
+        if len(members) != len(pairs):
+            raise PacketError("bad_body")
+        return members
+
+    def read_array(self, items: list[Any]) -> list[Any]:
+        self._count()
+        return items
 
 
 def _read_v2(content: dict[Any, Any]) -> Body:
@@ -438,6 +463,7 @@ def read_announcement(members: dict[str, Any]) -> Announcement:
             port=member(members, "port", int),
             hello=_base64_member(members, "hello"),
             proof=_base64_member(members, "proof"),
+            answers=members.get("answers") is True,
         )
     except PacketError as error:
         raise PacketError("bad_announcement") from error

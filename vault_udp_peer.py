@@ -87,6 +87,7 @@ class Peer:
         "sent",
         "session",
         "supplied",
+        "told_ready",
     )
 
     def __init__(self, name: Address, session: Session) -> None:
@@ -115,6 +116,8 @@ class Peer:
         """Messages, as in the counters of the whole node."""
         self.counters: dict[str, int] | None = None
         """What was dropped of what it sent or was to get, by reason; made with the first of them."""
+        self.told_ready = False
+        """Users have been told that it is ready, and not yet that it is lost."""
         self.base_ready = False
         self.announce_at = NEVER
         self.announced_since = -NEVER

@@ -9,9 +9,15 @@ from __future__ import annotations
 
 import heapq
 import struct
+from typing import Collection
 
 WINDOW_SIZE = 8192
 """How far behind the highest counter a datagram may arrive and still be judged."""
+
+MAX_NONCE_CACHES = 32768
+"""Pairs of keys for which nonces are remembered; forgetting one early would let its datagrams in again."""
+MAX_NONCES = 400_000
+"""In all caches together, about 50 MB: of that anybody may fill as much as he likes, and the fullest pay."""
 
 _TIMESTAMP = struct.Struct(">d")
 _RING_BYTES = WINDOW_SIZE // 8 + 8
@@ -101,6 +107,10 @@ class NonceCache:
         entry = _TIMESTAMP.pack(timestamp) + nonce
         self._seen.add(entry)
         heapq.heappush(self._heap, entry)
+        self.shrink(size)
+
+    def shrink(self, size: int) -> None:
+        """Keep at most `size`, the smallest timestamps out first."""
         while len(self._heap) > size:
             self._forget_smallest()
 
@@ -114,3 +124,61 @@ class NonceCache:
         entry = heapq.heappop(self._heap)
         self._seen.discard(entry)
         self.floor = max(self.floor, _TIMESTAMP.unpack_from(entry)[0])
+
+
+class NonceCaches:
+    """The nonce cache of every base peer, by the key shared with it; bounded in number and in all."""
+
+    def __init__(self) -> None:
+        self._caches: dict[bytes, NonceCache] = {}
+        self._total = 0
+
+    def __len__(self) -> int:
+        return len(self._caches)
+
+    def sizes(self) -> list[int]:
+        """How many nonces each cache holds."""
+        return [len(cache) for cache in self._caches.values()]
+
+    def has_room_for(self, shared: bytes) -> bool:
+        """Whether nonces of this peer can be remembered."""
+        return shared in self._caches or len(self._caches) < MAX_NONCE_CACHES
+
+    def accept(self, shared: bytes, nonce: bytes, timestamp: float, size: int, floor: float) -> bool:
+        """Remember a nonce, at most `size` of this peer; False if it may have been accepted before.
+
+        Args:
+            floor: Unix time, seconds: nothing up to then is accepted if this is the peer's first.
+        """
+        cache = self._caches.get(shared)
+        if cache is None:
+            cache = self._caches[shared] = NonceCache(floor)
+        if not cache.is_fresh(nonce, timestamp):
+            return False
+        before = len(cache)
+        cache.add(nonce, timestamp, size)
+        self._total += len(cache) - before
+        if self._total > MAX_NONCES:
+            self._level(size)
+        return True
+
+    def _level(self, size: int) -> None:
+        # A tenth below the limit, so that this is done once in many nonces.
+        while self._total > 0.9 * MAX_NONCES:
+            size = size * 3 // 4
+            for cache in self._caches.values():
+                cache.shrink(size)
+            self._total = sum(self.sizes())
+
+    def forget_before(self, timestamp: float, in_use: Collection[bytes]) -> None:
+        """Forget what is stamped before `timestamp`, and empty caches but for those of the keys `in_use`."""
+        for shared, cache in list(self._caches.items()):
+            cache.forget_before(timestamp)
+            if not len(cache) and shared not in in_use:
+                del self._caches[shared]
+        self._total = sum(self.sizes())
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._caches.clear()
+        self._total = 0

@@ -98,6 +98,7 @@ class Session(Channel):
     """
 
     __slots__ = (
+        "_left",
         "_may_ping_at",
         "_may_take_key_at",
         "_move_pings",
@@ -133,6 +134,8 @@ class Session(Channel):
         self.peer_nonce = b""
         self._superseded: list[bytes] = []
         """Session keys that this identity has replaced: it never goes back to them."""
+        self._left: list[bytes] = []
+        """Those with which sessions ended: it may come back with one, but not while another session is up."""
         self.last_opened = -NEVER
         self._tags = tags
         self._retired = retired
@@ -176,9 +179,12 @@ class Session(Channel):
             self.close()
             self.sign = hello.sign
             self._superseded.clear()
+            self._left.clear()
         if hello.enc in self._superseded:
             raise PacketError("stale_hello")  # recorded before a rotation
         if hello.enc != self.enc and self.send is not None:
+            if hello.enc in self._left:
+                raise PacketError("stale_hello")  # recorded before a goodbye
             self._check_key_rate(now)
         pair = self._pair_with(self.local.current, hello.enc, order=-1, from_hello=True)
         if hello.enc != self.enc:
@@ -244,7 +250,8 @@ class Session(Channel):
         """Forget every pair and all that was measured; the identity is the caller's to change."""
         for pair in list(self.pairs):
             self._drop(pair)
-        self.enc, self.epoch, self.peer_nonce, self.lost = b"", -1, b"", False
+        self._leave_key()
+        self.epoch, self.lost = -1, False
         self._offset_error = NEVER
         self._pings.clear()
         self._move_pings = []
@@ -261,7 +268,12 @@ class Session(Channel):
             self._rekey_at = NEVER
         if not self.pairs:
             # Nothing that the peer knows of us is alive any more: announce anew, and let it do so too.
-            self.enc, self.peer_nonce = b"", b""
+            self._leave_key()
+
+    def _leave_key(self) -> None:
+        if self.enc:
+            self._left = [*self._left[1 - MAX_SUPERSEDED :], self.enc]
+        self.enc, self.peer_nonce = b"", b""
 
     def _rekey(self, now: float) -> None:
         assert self.send is not None

@@ -129,7 +129,8 @@ TOTAL_OVERHEAD = (
 """Bytes between an interface's MTU and the room that `get_stats()['mtu']` shows."""
 
 MAX_EARLY_MESSAGES = 256
-"""Messages kept for the first slot to be connected; the oldest go first."""
+MAX_EARLY_BYTES = 4 << 20
+"""Messages kept for the first slot to be connected, and their bytes; the oldest go first."""
 NOT_TEXT_WARNING_INTERVAL = 60.0
 
 
@@ -446,10 +447,16 @@ class UDPSocketClass(Carrier):
             self._early = None
             for address, message in early:
                 self._deliver(address, (message,))
-        elif len(early) > MAX_EARLY_MESSAGES:
+            return
+        surplus = max(0, len(early) - MAX_EARLY_MESSAGES)
+        size = sum(len(message) for _, message in early[surplus:])
+        while size > MAX_EARLY_BYTES:
+            size -= len(early[surplus][1])
+            surplus += 1
+        if surplus:
             with self._lock:
-                self._node.counters["nobody_connected"] += len(early) - MAX_EARLY_MESSAGES
-            del early[:-MAX_EARLY_MESSAGES]
+                self._node.counters["nobody_connected"] += surplus
+            del early[:surplus]
 
     def _slot_connected(self) -> None:
         if self._early is not None:

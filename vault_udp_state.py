@@ -252,8 +252,15 @@ class NodeState:
     def became_ready(self, peer: Peer, name: Address | None = None) -> None:
         """Tell, under that name of the peer's, that data for it leaves at once; let go what waits for it."""
         self.events.append(Event("ready", name or peer.name))
+        peer.told_ready = True
         if peer.queue:
             self.flushable.append(peer)
+
+    def tell_lost(self, peer: Peer, why: str) -> None:
+        """Tell that what is sent to the peer waits from now on, if it was told ready: once per loss."""
+        if peer.told_ready:
+            peer.told_ready = False
+            self.events.append(Event("lost", peer.name, why))
 
     def queue(self, peer: Peer, message: bytes, now: float) -> None:
         """Keep a message until the keys are there: at most 256 a peer, the oldest go first."""
@@ -336,14 +343,15 @@ class NodeState:
 
     def release_pin(self, peer: Peer, why: str, now: float) -> None:
         """Let the next identity have this address; what waited for the old one is not handed to it."""
-        logger.warning("%s: the identity is released (%s)", peer.name, why)
+        if self._is_news("identity released", now):
+            logger.warning("%s: the identity is released (%s)", peer.name, why)
         self.table.set_identity(peer, b"")
         peer.session.close()
         peer.session.flags = 0
         peer.probe_at = NEVER
         self.base.remove(peer.listens_at)
         self.drop_waiting(peer, "queued_for_another_identity")
-        self.events.append(Event("lost", peer.name, why))
+        self.tell_lost(peer, why)
         if peer.added:
             self.start_announcing(peer, now)
 

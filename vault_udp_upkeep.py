@@ -19,7 +19,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_keys import SEALED_OVERHEAD
     from vault_udp_path import NEVER
     from vault_udp_peer import Peer
-    from vault_udp_state import PROBE_INTERVAL, PROBE_PINGS, Event, NodeState
+    from vault_udp_state import PROBE_INTERVAL, PROBE_PINGS, NodeState
 else:
     from . import vault_udp_encryption as encryption_module
     from . import vault_udp_packet as packet
@@ -30,7 +30,7 @@ else:
     from .vault_udp_keys import SEALED_OVERHEAD
     from .vault_udp_path import NEVER
     from .vault_udp_peer import Peer
-    from .vault_udp_state import PROBE_INTERVAL, PROBE_PINGS, Event, NodeState
+    from .vault_udp_state import PROBE_INTERVAL, PROBE_PINGS, NodeState
 
 
 REKEYS_AT_ONCE = 10
@@ -124,7 +124,7 @@ class Upkeep(NodeState):
         was_up = peer.session.up
         peer.session.run_timers(now)
         if was_up and not peer.session.up:
-            self.events.append(Event("lost", peer.name, "the peer is silent"))
+            self.tell_lost(peer, "the peer is silent")
             self.start_announcing(peer, now)
         if peer.probe_at <= now:
             self._run_probe(peer, now)
@@ -164,7 +164,7 @@ class Upkeep(NodeState):
             self.base.remove(link.address)
             self.table.set_identity(peer, b"")
             peer.base_ready = False
-            self.events.append(Event("lost", peer.name, "its key has expired"))
+            self.tell_lost(peer, "its key has expired")
             if peer.added:
                 self.start_announcing(peer, now)
             else:
@@ -188,7 +188,7 @@ class Upkeep(NodeState):
             had_pairs, was_up = bool(peer.session.pairs), peer.session.up
             peer.session.after_rotation(now + index // REKEYS_AT_ONCE * REKEYS_AT_ONCE / REKEYS_PER_SECOND)
             if was_up and not peer.session.up:
-                self.events.append(Event("lost", peer.name, "it did not follow our rotation"))
+                self.tell_lost(peer, "it did not follow our rotation")
             if had_pairs and peer.session.send is None:
                 if peer.added:
                     self.start_announcing(peer, now)

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vault_udp_encryption
+import vault_udp_replay
 from vault_udp_encryption import (
     DecryptionError,
     EncryptionError,
@@ -432,7 +433,7 @@ def test_keys_of_the_applications_at_both_ends_are_enough_at_once() -> None:
 
 
 def test_memory_of_nonces_is_bounded_and_nothing_is_forgotten_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vault_udp_encryption, "MAX_NONCE_CACHES", 3)
+    monkeypatch.setattr(vault_udp_replay, "MAX_NONCE_CACHES", 3)
     clock, raws = Clock(), [RawPeer() for _ in range(4)]
     receiver = VaultAsymmetricEncryption(monotonic=clock, wall=clock)
     datagrams = []

@@ -15,10 +15,10 @@ from collections import defaultdict
 import pytest
 from fakenet import EPOCH, Address, FakeNet, Host, both_ready
 
-import vault_udp_encryption
 import vault_udp_packet as packet
 import vault_udp_peer
 import vault_udp_rate_limit
+import vault_udp_replay
 import vault_udp_session
 import vault_udp_socket_helper as crypto
 import vault_udp_state
@@ -182,7 +182,7 @@ def assert_bounded(host: Host) -> None:
     assert len(node.table._confirmed) <= vault_udp_peer.MAX_CONFIRMED_STRANGERS
     assert len(node.retired) <= vault_udp_session.MAX_RETIRED_PAIRS
     assert len(node.best_version) <= vault_udp_state.MAX_IDENTITIES
-    assert len(encryption._nonces) <= vault_udp_encryption.MAX_NONCE_CACHES
+    assert len(encryption._nonces) <= vault_udp_replay.MAX_NONCE_CACHES
     assert len(node.base.links) <= len(node.table.by_name)
     assert len(encryption._peers) <= len(node.table.by_name)
     assert len(node.tags) <= vault_udp_session.MAX_PAIRS * len(node.table.by_name)

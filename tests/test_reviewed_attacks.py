@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attacks that a review has found to work, each with what is left of it now."""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import time
+from typing import Callable
+
+import msgpack
+import pytest
+from fakenet import EPOCH, FakeNet, both_ready
+from hypothesis import given
+from hypothesis import strategies as st
+from loopback import PATIENCE, address_of, eventually
+
+import vault_udp_packet as packet
+import vault_udp_replay
+import vault_udp_socket
+import vault_udp_socket_helper as crypto
+from vault_udp_encryption import VaultAsymmetricEncryption
+from vault_udp_keys import NO_KEY, Hello, read_hello_untrusted
+from vault_udp_packet import PacketError
+from vault_udp_replay import NonceCaches
+from vault_udp_socket import UDPSocketClass
+
+A, B, EVIL = ("10.0.0.1", 1000), ("10.0.0.2", 1000), ("10.6.6.6", 666)
+
+
+def base_announcement(encryption: VaultAsymmetricEncryption, port: int, size: int = 1024) -> bytes:
+    return packet.make_announcement_body({**encryption.base_members(port)}, size)
+
+
+def encryption_on(net: FakeNet) -> VaultAsymmetricEncryption:
+    return VaultAsymmetricEncryption(60, monotonic=lambda: net.now, wall=lambda: EPOCH + net.now)
+
+
+# ---------------------------------------------------------------------------------------------- the port zero
+
+
+def hello_of_somebody(_: FakeNet) -> bytes:
+    elsewhere = FakeNet()
+    elsewhere.node(EVIL, A)
+    elsewhere.run(0.01)
+    return elsewhere.sent[0].data
+
+
+@pytest.mark.parametrize(
+    "datagram_of",
+    [
+        hello_of_somebody,
+        lambda net: os.urandom(512),
+        lambda net: base_announcement(encryption_on(net), 7).replace(b'"port":7', b'"post":7'),
+    ],
+    ids=["hello", "junk", "base announcement without a port"],
+)
+def test_nothing_is_sent_to_the_port_zero(datagram_of: Callable[[FakeNet], bytes]) -> None:
+    """Linux delivers what comes from port 0, and nothing can be sent there."""
+    net = FakeNet()
+    alice = net.node(A)
+    datagram = datagram_of(net)
+    before = len(net.sent)
+    alice.node.receive([datagram] * 3, ("10.0.0.9", 0), net.now)
+    assert alice.node.outgoing == []
+    assert len(net.sent) == before
+    assert alice.node.counters["no_source_port"] == 3
+
+
+def test_a_session_does_not_follow_to_the_port_zero() -> None:
+    net = FakeNet(delay=0.01)
+    alice, bob = net.node(A, B), net.node(B, A)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    session = alice.peer(B).session
+    (datagram,) = session.seal([packet.make_payload_body(packet.store_frame(b"copied"), 1393)], net.now)
+    bob.node.receive([datagram], (A[0], 0), net.now)
+    assert bob.node.outgoing == []
+    assert bob.peer(A).session.endpoint == A
+
+
+# -------------------------------------------------------------------------------------------- many containers
+
+
+def nested(map_or_array: bytes, count: int) -> bytes:
+    """32 members of arrays of empty maps or arrays, as far as the limits of each container go."""
+    member = b"\xdc" + struct.pack(">H", count) + map_or_array * count
+    return b"\xde" + struct.pack(">H", 32) + b"".join(b"\xa1%c%b" % (64 + key, member) for key in range(32))
+
+
+@pytest.mark.parametrize("empty", [b"\x80", b"\x90"], ids=["maps", "arrays"])
+def test_a_body_has_few_containers(empty: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = nested(empty, 250)
+    assert msgpack.unpackb(body, strict_map_key=True)  # it is well-formed
+    made: list[int] = []
+    monkeypatch.setattr(packet._Containers, "_count", counting(packet._Containers._count, made))
+    with pytest.raises(PacketError) as raised:
+        packet.read_body(body)
+    assert raised.value.reason == "bad_body"
+    assert len(made) == packet.MAX_CONTAINERS + 1
+
+
+def counting(
+    original: Callable[[packet._Containers], None], calls: list[int]
+) -> Callable[[packet._Containers], None]:
+    def count(self: packet._Containers) -> None:
+        calls.append(1)
+        original(self)
+
+    return count
+
+
+def test_unknown_members_may_have_some_containers() -> None:
+    body = msgpack.packb({"v": 2, "p": packet.store_frame(b"text"), "x": {"y": [[], {}]}, "g": b""})
+    assert packet.messages_of(packet.read_body(body)) == (b"text",)
+
+
+# ------------------------------------------------------------------------------------------------ a ping-pong
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_two_nodes_do_not_answer_each_others_answers(version: int) -> None:
+    """One forged base announcement, without the mark of an answer, which anybody can leave out."""
+    net = FakeNet(delay=0.02)
+    alice, bob = net.node(A), net.node(B)
+    members = {**bob.encryption.base_members(B[1])}
+    make = packet.make_v1_announcement_body if version == 1 else packet.make_announcement_body
+    net.inject(B, A, make(members, 1024))
+    net.run(60)
+    between = [sent for sent in net.sent if {sent.src, sent.dst} == {A, B}]
+    assert len(between) == 1, "Alice's answer, which Bob takes and does not answer"
+    assert alice.node.base.links.keys() == {B}
+    assert bob.node.base.links.keys() == {A}
+
+
+# ----------------------------------------------------------------------------------- a key of the past, again
+
+
+@pytest.mark.parametrize("way", ["stop", "kill"])
+def test_a_recorded_hello_does_not_bring_back_the_key_of_an_ended_session(way: str) -> None:
+    net = FakeNet(3, delay=0.01)
+    alice = net.node(A, B, lifetime=3600, persistent=True)
+    bob = net.node(B, A, lifetime=5)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(1)
+    recorded = [sent.data for sent in net.sent if sent.src == A and packet.looks_clear(sent.data)]
+    getattr(alice, way)()
+    net.run(0.5)
+    alice.restart(B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    for datagram in recorded:
+        net.inject(A, B, datagram)
+    sent: list[int] = []
+    net.every(1.0, lambda: sent.append(1), until=net.now + 60)
+    net.every(1.0, lambda: alice.send(B, b"to bob"), until=net.now + 60)
+    net.every(1.0, lambda: bob.send(A, b"to alice"), until=net.now + 60)
+    net.run(65)
+    assert len(bob.received) == len(alice.received) == len(sent) >= 60
+    assert bob.node.counters["stale_hello"] > 0
+
+
+def test_the_same_process_may_come_back_after_a_goodbye() -> None:
+    net = FakeNet(delay=0.01)
+    alice, bob = net.node(A, B), net.node(B, A)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    for _ in range(3):
+        alice.remove_peer(B)
+        net.run(2)
+        alice.add_peer(B)
+        assert net.run_until(lambda: both_ready(alice, bob), limit=10)
+
+
+# ----------------------------------------------------------------------------------------------------- memory
+
+
+def strangers_session(sock: UDPSocketClass, to: UDPSocketClass) -> None:
+    sock.add_peer(address_of(to))
+    assert sock.wait_ready(address_of(to), PATIENCE)
+
+
+def test_early_messages_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vault_udp_socket, "MAX_EARLY_BYTES", 3 << 20)
+    zeros = bytes(1 << 20)
+    with UDPSocketClass(0) as receiver, UDPSocketClass(0) as sender:
+        strangers_session(sender, receiver)
+        for number in range(8):
+            sender.send_data(zeros[:-1] + b"%d" % number, address_of(receiver))
+        eventually(lambda: receiver.get_stats()["counters"]["received"] == 8, "all have come")
+        eventually(
+            lambda: receiver.get_stats()["counters"].get("nobody_connected") == 5, "the oldest have gone"
+        )
+        got: list[bytes] = []
+        receiver.udp_recv_bytes.connect(lambda message, _: got.append(message[-1:]))
+        eventually(lambda: got == [b"5", b"6", b"7"], "the newest are kept")
+
+
+def test_what_unpacks_large_is_delivered_before_more_is_unpacked() -> None:
+    """Four batches in one round of the receive thread: the first fills the round."""
+    frame = packet.compress_frame(bytes(1 << 20), 1300)
+    with UDPSocketClass(0, None) as receiver, UDPSocketClass(0) as sender:
+        held: list[int] = []
+        receiver.udp_recv_bytes.connect(lambda message, _: held.append(len(message)))
+        strangers_session(sender, receiver)
+        peer = sender._node.table.by_name[address_of(receiver)]
+        with sender._lock:
+            _, datagrams = sender._node.seal_messages(peer, [frame] * 4, time.monotonic())
+        source = ("127.0.0.1", sender.recv_port)
+        left = receiver._take_in([([datagram], source) for datagram in datagrams])
+        assert len(left) == 3
+        assert len(held) == 1
+
+
+def test_nonces_are_bounded_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vault_udp_replay, "MAX_NONCES", 100)
+    caches = NonceCaches()
+    for number in range(5):
+        assert caches.accept(b"modest", b"nonce %d" % number, 1000.0 + number, 1000, 0.0)
+    for number in range(1000):
+        assert caches.accept(b"greedy", b"nonce %d" % number, 1000.0 + number, 1000, 0.0)
+        assert sum(caches.sizes()) <= 100
+    for number in range(5):
+        assert not caches.accept(b"modest", b"nonce %d" % number, 1000.0 + number, 1000, 0.0)
+    for number in range(1000):
+        assert not caches.accept(b"greedy", b"nonce %d" % number, 1000.0 + number, 1000, 0.0), "never again"
+    assert caches.sizes()[0] == 5, "the fullest pay"
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 30)), max_size=200))
+def test_bounded_caches_accept_nothing_twice(arrivals: list[tuple[int, int]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vault_udp_replay, "MAX_NONCES", 20)
+        caches, accepted = NonceCaches(), set()
+        for peer, number in arrivals:
+            if caches.accept(b"%d" % peer, b"%d" % number, float(number), 10, -1.0):
+                assert (peer, number) not in accepted
+                accepted.add((peer, number))
+            assert sum(caches.sizes()) <= 20
+
+
+# ----------------------------------------------------------------------------------- a source port taken over
+
+
+def test_a_base_peer_keeps_the_source_that_it_has_shown() -> None:
+    net = FakeNet()
+    home, source = ("10.0.0.2", 11000), ("10.0.0.2", 40000)
+    alice = net.node(A, home)
+    bob, mallory = encryption_on(net), encryption_on(net)
+    alice_key = crypto.enc_public_of(bytes(alice.encryption._enc_private))
+
+    def sealed(by: VaultAsymmetricEncryption, text: bytes) -> bytes:
+        shared = crypto.shared_key(bytes(by._enc_private), alice_key)
+        inside = os.urandom(16) + struct.pack(">d", EPOCH + net.now - 1)
+        body = packet.make_payload_body(packet.store_frame(text), 300)
+        return crypto.seal(shared, os.urandom(24), inside + body)
+
+    net.inject(home, A, base_announcement(bob, home[1], 700))
+    net.inject(source, A, sealed(bob, b"first"))
+    net.run(1)
+    net.inject(("10.0.0.2", 777), A, base_announcement(mallory, 777, 700))
+    until, sent = net.now + 5, []
+
+    def speak() -> None:
+        sent.append(b"bob's")
+        net.inject(source, A, sealed(bob, b"bob's"))
+
+    net.every(0.1, speak, until=until)
+    net.every(0.09, lambda: net.inject(source, A, sealed(mallory, b"forged source")), until=until)
+    net.every(0.004, lambda: net.inject(("10.0.0.2", 50000), A, b"\x01" + os.urandom(67)), until=until)
+    net.run(6)
+    assert alice.messages_from(home)[1:] == sent != []
+    assert alice.node.counters["trial_budget"] > 0, "the junk has spent what there was"
+
+
+# -------------------------------------------------------------------------------------------- a flood of logs
+
+
+def test_new_identities_at_one_address_make_no_lines_and_no_events(caplog: pytest.LogCaptureFixture) -> None:
+    net = FakeNet()
+    alice, evil = net.node(A), net.outsider(EVIL)
+
+    def hello(number: int, echo: bytes) -> bytes:
+        seed, enc = number.to_bytes(32, "big"), crypto.enc_public_of(crypto.new_enc_private())
+        sign = crypto.sign_public_of(seed)
+        blob = Hello(2, 0, EPOCH + net.now, sign, enc, NO_KEY, NO_KEY, bytes(16), echo).pack()
+        proof = crypto.sign_detached(seed, blob)
+        members = {"hello": crypto.bytes_to_b64_str(blob), "proof": crypto.bytes_to_b64_str(proof)}
+        return packet.make_announcement_body(members, packet.SHORT_ANNOUNCEMENT_SIZE)
+
+    evil.send(A, hello(1, bytes(16)))
+    net.run(0.1)
+    answer = packet.read_announcement(packet.read_json(packet.read_body(evil.received[0][1]).control))
+    assert answer.hello is not None
+    echo = read_hello_untrusted(answer.hello).nonce
+    with caplog.at_level(logging.INFO):
+        for number in range(2, 200):
+            net.inject(EVIL, A, hello(number, echo))
+            net.run(0.01)
+    assert len(caplog.records) <= 3
+    assert alice.events == []
+    assert alice.node.table.strangers == 1
