@@ -59,6 +59,13 @@ def resolve_literal(ip: str) -> str | None:
     return f"{text}%{_interface_name(int(scope)) if scope.isdecimal() else scope}"
 
 
+def is_no_host(ip: str) -> bool:
+    """Whether an IP address, canonical, is no single host's: unspecified, multicast, limited broadcast."""
+    if ":" in ip:
+        return ip == "::" or ip.startswith("ff")
+    return ip in ("0.0.0.0", "255.255.255.255") or 224 <= int(ip.partition(".")[0]) < 240
+
+
 def canonical_host(text: str) -> str | None:
     """The canonical text of a host's name, None if it is not one (RFC 1123, 2.1).  Asks no name server.
 

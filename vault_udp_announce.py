@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 FULL_ANNOUNCEMENTS_FOR = 5.0
 ANNOUNCEMENT_CYCLE = 120.0
 """Seconds: full announcements for the first 5 of them, the short form for the rest, and again."""
+ANNOUNCEMENTS_BEFORE_DOUBT = 6
+"""About 2 s of them."""
 SUPPLIED_KEYS_AFTER = 1.0
 """Seconds without a hello after which keys that the application gave are used."""
 
@@ -202,7 +204,9 @@ class Introductions:
             if not echoed and peer.supplied is not None:
                 raise PacketError("downgrade_refused")
             if peer.host is not None and self._state.known_key(address) not in (None, sign):
-                self._state.reject(peer, sign, echoed)  # the user's file says who is at that address
+                self._state.reject(
+                    peer, sign, now, echoed=echoed
+                )  # the user's file says who is at that address
             self._state.check_identity(peer, sign, now, echoed=echoed)
             # If a pin was released, the address may be another's now.
             checked, peer = peer, self._state.table.at(address)
@@ -333,6 +337,8 @@ class Introductions:
             self._announce_to(address, peer, fields, now)
         session.confirm_unopened(now)
         session.ask_if_lost(now)
+        if peer.announcements == ANNOUNCEMENTS_BEFORE_DOUBT and peer.added:
+            logger.info("%s: no answer yet; is it running, and are address and port right?", peer.name)
         delay = announce_delay(peer.announcements, self._state.rng)
         peer.announce_at = min(now + delay, peer.announced_since + ANNOUNCEMENT_CYCLE)
         peer.announcements += 1

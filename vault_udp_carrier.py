@@ -14,6 +14,7 @@ Names of hosts are looked up by a `Resolver`, which has threads while there are 
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -55,6 +56,8 @@ BYTES_PER_ROUND = 131072
 """About as many bytes of one peer's messages does the send thread seal in one go."""
 UNPACKED_PER_ROUND = 1 << 20
 """Bytes of compressed messages after which no further batch is looked at before these have been delivered."""
+TIMEOUT_AT_EXIT = 1.0
+"""Seconds that a callback may hold up the end of a program that has not called `stop`."""
 BURST_GAP = 15e-6
 BURST_LENGTH = 4
 """So many messages, each so many seconds after the one before, are a burst: the send thread takes over."""
@@ -80,6 +83,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_abandon_in_forked_child)
 
 
+@atexit.register
+def _stop_what_is_open() -> None:
+    """A program that ends without `stop` has sent what it wanted to send, and peers learn that it is gone."""
+    for sock in list(_open_sockets):
+        sock.stop(TIMEOUT_AT_EXIT)
+
+
 _Item = TypeVar("_Item")
 
 
@@ -98,7 +108,7 @@ class Carrier:
     def __init__(self, encryption: VaultAsymmetricEncryption, datagrams: DatagramSocket, node: Node) -> None:
         self._encryption = encryption
         self._datagrams = datagrams
-        datagrams.on_too_long = self._too_long
+        datagrams.on_too_long, datagrams.on_refused = self._too_long, self._refused
         self._node = node
         self._lock = encryption.lock
         self._encryption.on_identity_changed = self._identity_changed_locked
@@ -110,7 +120,7 @@ class Carrier:
         self._ready = threading.Condition(self._lock)
         """Notified when a peer has become ready."""
         self._laned: deque[Peer] = deque()
-        self._replaced: deque[DatagramSocket] = deque()
+        self._replaced: list[DatagramSocket] = []
         """Sockets of former ports that the receive thread has still to leave."""
         self._by_name = self._node.table.by_name
         self._resolver = Resolver(self._resolved, datagrams.reachable_family)
@@ -131,6 +141,10 @@ class Carrier:
         self._receiver.start()
         self._sender.start()
         _open_sockets.add(self)
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """Send what is ready, say goodbye, and end; see `UDPSocketClass.stop`."""
+        raise NotImplementedError
 
     def _tell(self, event: Event) -> None:
         """Pass an event on; in the receive thread, without the lock."""
@@ -267,19 +281,21 @@ class Carrier:
             self._wake_sender_locked()
         return is_taken
 
+    def _refused(self, endpoint: Address, error: str, count: int) -> None:
+        """The system does not take datagrams to that address; the whole socket's counters have it already."""
+        with self._lock:
+            self._node.note_refused(endpoint, f"socket_{error}", count)
+
     # ----------------------------------------------------------------------------------------- the way in
 
     def _receive_loop(self) -> None:
         datagrams = self._datagrams
         while True:
-            current = self._datagrams
-            if datagrams is not current:
-                while self._replaced:
-                    replaced = self._replaced.popleft()
-                    if replaced is not datagrams:
-                        replaced.close()  # another one took its place before anything was received there
-                current.take_over(datagrams)
-                datagrams = current
+            if self._replaced:
+                with self._lock:
+                    datagrams, replaced = self._datagrams, _taken(self._replaced)
+                for former in replaced:
+                    datagrams.take_over(former)
             try:
                 batches = datagrams.receive()
             except SocketClosed:
@@ -291,8 +307,8 @@ class Carrier:
             while left:
                 left = self._take_in(left)
         datagrams.leave_previous()
-        for replaced in self._replaced:
-            replaced.close()
+        for former in self._replaced:
+            former.close()
 
     def _take_in(self, batches: Sequence[Batch]) -> Sequence[Batch]:
         """Let the node decide about what has come, and call back; returns what is to be left until then."""
@@ -347,13 +363,13 @@ class Carrier:
                 new.close()
             self._check_running()
             old, self._datagrams = self._datagrams, new
-            new.on_too_long = self._too_long
+            new.on_too_long, new.on_refused = self._too_long, self._refused
             self._replaced.append(old)
             self._node.port = new.port
             now = time.monotonic()
             self._leave_old_port_at = self._wake_receiver_at = now + OLD_PORT_KEPT
             self._node.moved(now)
-            self._wake_sender_locked()
+            self._work.notify()  # it is to wake the receive thread when that has to leave the old port
         old.wake()
 
     def _identity_changed_locked(self) -> None:
@@ -387,7 +403,7 @@ class Carrier:
         _open_sockets.discard(self)
         # Break the cycles through us, so that a stopped socket is freed at once and not by the collector.
         self._encryption.on_identity_changed = self._encryption.on_peer_keys_supplied = None
-        self._datagrams.on_too_long = None
+        self._datagrams.on_too_long = self._datagrams.on_refused = None
 
     def _check_running(self) -> None:
         if self._stopped:

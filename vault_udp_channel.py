@@ -29,6 +29,8 @@ MIN_PING_BODY = 128
 """Bytes of a body that has room for a ping."""
 PING_VALID = 20.0
 VALIDATION_INTERVAL = 0.5
+VALIDATIONS_AT_ONCE = 4
+"""Of different addresses, before the interval counts: a peer may move again before it has arrived."""
 
 
 class Ping(NamedTuple):
@@ -46,13 +48,14 @@ class Channel:
     __slots__ = (
         "_acknowledge_at",
         "_ipv4_body_size",
-        "_may_validate_at",
         "_offset_at",
         "_offset_error",
         "_outgoing",
         "_path",
         "_pings",
         "_sent_at",
+        "_validated",
+        "_validations_until",
         "body_size",
         "clock_offset",
         "endpoint",
@@ -89,7 +92,10 @@ class Channel:
         self._pings: dict[bytes, Ping] = {}
         self._acknowledge_at = NEVER
         self._sent_at = NEVER
-        self._may_validate_at = -NEVER
+        self._validated: Address | None = None
+        """The address that was last asked; again after `VALIDATION_INTERVAL`, others sooner."""
+        self._validations_until = -NEVER
+        """When the intervals of all that were asked have passed."""
 
     # ------------------------------------------------------------------------------------ control messages
 
@@ -137,9 +143,11 @@ class Channel:
         """
         pair = pair or self.send
         body_size = min(self.body_size, size - SEALED_OVERHEAD)
-        if pair is None or body_size < MIN_PING_BODY or now < self._may_validate_at:
+        earliest = max(self._validations_until, now)
+        ahead = 0.0 if address == self._validated else (VALIDATIONS_AT_ONCE - 1) * VALIDATION_INTERVAL
+        if pair is None or body_size < MIN_PING_BODY or earliest - now > ahead:
             return
-        self._may_validate_at = now + VALIDATION_INTERVAL
+        self._validated, self._validations_until = address, earliest + VALIDATION_INTERVAL
         self._control(pair, self._ping_members(address, body_size, now), now, address, body_size)
 
     def move_to(self, endpoint: Address) -> None:

@@ -70,6 +70,8 @@ MAX_BATCHES_PER_RECEIVE = 4
 """A quarter of a megabyte, if they are full: when they are opened they are still in the processor's cache."""
 BUSY_WAIT = 200e-6
 """Seconds: where datagrams follow ours as fast as this, the next is awaited as long without sleeping."""
+MAX_PREVIOUS = 8
+"""Sockets of former ports that are received from, if the port changes faster than they are left."""
 MAX_SEGMENTS = 64  # Linux: UDP_MAX_SEGMENTS of the first kernels with segmentation
 MAX_SEGMENTED_BYTES = 65_507  # 65,535 less the headers of UDP and IPv4
 
@@ -108,7 +110,8 @@ class DatagramSocket:
     and come in segmented; ``kernel_drops``, the datagrams lost because the receive buffer was full, where the
     system tells; ``errors``, how many datagrams or receives the system refused, by the name of its error;
     ``on_too_long``, called in the thread that sends, with an address and a datagram that is too long for the
-    path to it: if it returns True, somebody else sees to that datagram, and it is not counted.
+    path to it: if it returns True, somebody else sees to that datagram, and it is not counted;
+    ``on_refused``, called there with an address, the name of an error, and how many datagrams to it have it.
     """
 
     def __init__(
@@ -136,6 +139,7 @@ class DatagramSocket:
         if not fragments:
             forbid_fragments(self._socket)
         self.on_too_long: Callable[[Address, bytes], bool] | None = None
+        self.on_refused: Callable[[Address, str, int], None] | None = None
         on_linux = sys.platform == "linux"
         self.gso = on_linux and set_option(self._socket, SOL_UDP, UDP_SEGMENT, 0)
         self.gro = on_linux and set_option(self._socket, SOL_UDP, UDP_GRO, 1)
@@ -149,7 +153,7 @@ class DatagramSocket:
         self._closed = False
         self._warned_of_permission = False
         self._destinations: dict[Address, SocketAddress] = {}
-        self._previous: DatagramSocket | None = None
+        self._previous: list[DatagramSocket] = []
         self._wait_readable = _readable_waiter(self._socket, self._wake_receiver)
         self._wait_woken = _readable_waiter(self._wake_receiver)
         self._last_sender: Any = None
@@ -171,24 +175,35 @@ class DatagramSocket:
     def take_over(self, previous: DatagramSocket) -> None:
         """Receive also what still comes to `previous`, from which nobody else receives any more.
 
-        Only for the thread that receives; it ends with `leave_previous`, or with `close`.
+        And what comes to those that it has taken over; of all of them, the newest `MAX_PREVIOUS`. Only for
+        the thread that receives; it ends with `leave_previous`, or with `close`.
         """
-        previous.leave_previous()
         with self._lock:
-            if self._closed:
-                previous.close()
-                return
-            self._previous = previous
-            self._wait_readable = _readable_waiter(self._socket, previous._socket, self._wake_receiver)
+            previous._previous, older = [], [*previous._previous, previous]
+            self._previous += older
+            surplus = self._previous[:] if self._closed else self._previous[:-MAX_PREVIOUS]
+            del self._previous[: len(surplus)]
+            self._listen_locked()
+        self._close_all(surplus)
 
     def leave_previous(self) -> None:
-        """Close the socket that was taken over, if any. Only for the thread that receives."""
+        """Close the sockets that were taken over. Only for the thread that receives."""
         with self._lock:
-            previous, self._previous = self._previous, None
-            if previous is not None and not self._closed:
-                self._wait_readable = _readable_waiter(self._socket, self._wake_receiver)
-        if previous is not None:
-            previous.close()
+            left, self._previous = self._previous, []
+            self._listen_locked()
+        self._close_all(left)
+
+    def _close_all(self, sockets: Sequence[DatagramSocket]) -> None:
+        for sock in sockets:
+            sock.close()
+            self.kernel_drops += sock.kernel_drops
+            for name, count in sock.errors.items():
+                self._count(name, count)
+
+    def _listen_locked(self) -> None:
+        if not self._closed:
+            others = [previous._socket for previous in self._previous]
+            self._wait_readable = _readable_waiter(self._socket, *others, self._wake_receiver)
 
     def receive(self) -> list[Batch]:
         """Wait for datagrams and return them, a few batches at most; return an empty list after ``wake``.
@@ -237,8 +252,8 @@ class DatagramSocket:
                 self._forget_wakes()
                 return []
             batches = self._fetch(1)
-            if self._previous is not None:
-                batches += self._previous._fetch(MAX_BATCHES_PER_RECEIVE - 1)
+            for previous in self._previous:
+                batches += previous._fetch(MAX_BATCHES_PER_RECEIVE)
             if batches:
                 is_flood = len(batches[0][0]) > 1
                 self._polls_until_probe = 0 if is_flood else self._polls_until_probe - 1
@@ -311,7 +326,7 @@ class DatagramSocket:
         try:
             destination = self._destinations.get(address) or self._destination(address)
         except OSError as error:
-            self._count(name_of(error), len(datagrams))
+            self._refused(address, name_of(error), len(datagrams))
             return 0
         self._has_sent = True
         if len(datagrams) == 1:
@@ -351,7 +366,7 @@ class DatagramSocket:
         if failure is None:
             return len(run)
         if failure not in _SEGMENTATION_REFUSED:
-            self._count(failure, len(run))
+            self._refused(address, failure, len(run))
             return 0
         sent = self._send_singly(run, address, destination, waits)
         # If single datagrams are refused too, the fault is in the address or its route. EMSGSIZE is about the
@@ -390,7 +405,7 @@ class DatagramSocket:
         failure = self._attempt(partial(self._socket.sendto, datagram, destination), waits, error)
         on_too_long = self.on_too_long if failure == "EMSGSIZE" else None
         if failure is not None and (on_too_long is None or not on_too_long(address, datagram)):
-            self._count(failure)
+            self._refused(address, failure, 1)
         return int(failure is None)
 
     def _attempt(
@@ -428,6 +443,11 @@ class DatagramSocket:
             poll.poll(seconds * 1000)
         else:
             select.select((), (descriptor,), (), seconds)
+
+    def _refused(self, address: Address, name: str, times: int) -> None:
+        self._count(name, times)
+        if self.on_refused is not None:
+            self.on_refused(address, name, times)
 
     def _count(self, name: str, times: int = 1) -> None:
         with self._lock:
@@ -503,8 +523,8 @@ class DatagramSocket:
         self._release()
 
     def _release(self) -> None:
-        if self._previous is not None:
-            self._previous.close()
+        for previous in self._previous:
+            previous.close()
         self._socket.close()
         self._wake_sender.close()
         self._wake_receiver.close()

@@ -6,14 +6,15 @@ Every error says what was wrong, the value, the limit, and what to do.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
-    from vault_udp_address import Address, canonical_host, resolve_literal
+    from vault_udp_address import Address, canonical_host, is_no_host, resolve_literal
 else:
     from . import vault_udp_socket_helper as crypto
-    from .vault_udp_address import Address, canonical_host, resolve_literal
+    from .vault_udp_address import Address, canonical_host, is_no_host, resolve_literal
 
 
 class UDPSocketError(Exception):
@@ -75,16 +76,25 @@ def check_address(addr: object) -> Address:
     """The canonical form of (ip, port) or (host name, port).
 
     Raises:
-        InvalidArgumentError: not such a tuple, or neither an IP address nor a host's name.
+        InvalidArgumentError: not such a tuple, or neither an IP address of one host nor a host's name.
         InvalidPortError: the port is not one.
     """
     if not isinstance(addr, tuple) or len(addr) != 2 or not isinstance(addr[0], str):
         raise InvalidArgumentError(f"address is {addr!r}; it must be a tuple (ip, port)")
-    host = resolve_literal(addr[0]) or canonical_host(addr[0])
+    literal = resolve_literal(addr[0])
+    host = literal or canonical_host(addr[0])
     if host is None:
         raise InvalidArgumentError(
             f"address has ip {addr[0]!r}; it must be an IPv4 or IPv6 address, or a host's name: letters, "
             "digits and hyphens, at most 63 between dots and 253 in all, the last part not a number"
+        )
+    if host.startswith("fe80:") and "%" not in host:
+        raise InvalidArgumentError(
+            f"address has the link-local ip {addr[0]!r}; it needs its interface, as in {host + '%eth0'!r}"
+        )
+    if literal is not None and is_no_host(literal):
+        raise InvalidArgumentError(
+            f"address has ip {addr[0]!r}, which is no single host's: unspecified, multicast or broadcast"
         )
     return host, check_port(addr[1], lowest=1)
 
@@ -109,7 +119,7 @@ def check_keepalive(keepalive: object) -> None:
         InvalidArgumentError: anything else.
     """
     is_number = isinstance(keepalive, (int, float)) and not isinstance(keepalive, bool)
-    if keepalive is not None and not (is_number and keepalive >= 1):  # type: ignore[operator]
+    if keepalive is not None and not (is_number and 1 <= keepalive < math.inf):  # type: ignore[operator]
         raise InvalidArgumentError(f"keepalive is {keepalive!r}; it must be at least 1 second, or None")
 
 

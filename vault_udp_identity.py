@@ -16,7 +16,6 @@ import json
 import os
 import stat
 import sys
-import tempfile
 from typing import TYPE_CHECKING, Iterator, NamedTuple, Union
 
 if TYPE_CHECKING or not __package__:
@@ -153,7 +152,7 @@ def _new_identity() -> str:
 class KnownPeers:
     """Identities of peers by the addresses that they were added under, kept at `path`.
 
-    The file is read again before each change, so programs may share it.
+    The file is read again before each change, and by `reload`, so programs may share it.
 
     Raises:
         KnownPeersFileError: a line is not ``ip port key``, or the system refuses.
@@ -166,6 +165,14 @@ class KnownPeers:
     def key_of(self, address: Address) -> str | None:
         """The identity known for this address, Base64."""
         return self._keys.get(address)
+
+    def reload(self) -> None:
+        """Read the file again: a line that the user has removed binds nobody any more.
+
+        Raises:
+            KnownPeersFileError: a line is not ``ip port key``, or the system refuses.
+        """
+        self._keys = self._read()
 
     def remember(self, address: Address, key: str) -> None:
         """Add a line, unless it is there.
@@ -282,7 +289,12 @@ class _Lock:
 def _write(path: str, text: str) -> None:
     """Replace a file as a whole; it keeps its mode, and is its owner's alone if it is new."""
     folder = os.path.dirname(os.path.abspath(path))
-    descriptor, temporary = tempfile.mkstemp(prefix=os.path.basename(path) + ".", dir=folder)
+    # Its lock is ours: what is there was left by who was killed while writing.
+    temporary = path + ".new"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(temporary, flags, 0o600)
     try:
         with open(descriptor, "w", encoding="utf-8", newline="") as file:
             file.write(text)

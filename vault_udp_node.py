@@ -436,6 +436,12 @@ class Node(Upkeep):
         self.schedule(peer)
         return messages is not None
 
+    def note_refused(self, endpoint: Address, reason: str, count: int) -> None:
+        """The system has refused datagrams of ours to `endpoint`, for another reason than their size."""
+        peer = self._sent_to(endpoint)
+        if peer is not None:
+            peer.count(reason, count)
+
     def _sent_to(self, endpoint: Address) -> Peer | None:
         """The peer to which datagrams to this address belong: it rarely has another name."""
         peer = self.table.at(endpoint)

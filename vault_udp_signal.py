@@ -115,10 +115,15 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
     def connect(self, slot: Slot) -> None:
         """Call ``slot`` at each emit from now on; connecting it again changes nothing.
 
-        Raises ``ValueError`` if it is not callable.
+        Raises ``ValueError`` if it is not callable, or is a coroutine function, which nobody would await.
         """
         if not callable(slot):
             raise ValueError(f"Connection to non-callable '{slot.__class__.__name__}' object failed")
+        if inspect.iscoroutinefunction(slot):
+            raise ValueError(
+                f"{slot.__qualname__} is a coroutine function, slots are called and not awaited; connect a "
+                "function that passes on to the event loop, with loop.call_soon_threadsafe"
+            )
         connection = _connection_of(slot)
         with self._lock:
             if not any(_same(connection, other) for other in self._slots):
@@ -164,7 +169,9 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
         elif is_news:
             # The name only: the representation of a partial or of an object may show user data.
             name = getattr(function, "__qualname__", type(function).__qualname__)
-            _logger.error("callback %s raised; it stays connected", name, exc_info=error)
+            code = getattr(function, "__code__", None)
+            place = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
+            _logger.error("callback %s%s raised; it stays connected", name, place, exc_info=error)
 
 
 def _connection_of(slot: Slot) -> _Connection:

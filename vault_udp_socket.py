@@ -10,6 +10,7 @@ Here is what users see; below it, `vault_udp_carrier` has the threads, and `vaul
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -187,6 +188,7 @@ class UDPSocketClass(Carrier):
     ) -> None:
         check_port(recv_port, lowest=0)
         check_mtu(mtu)
+        _check_files(identity_file, known_peers_file)
         self.mtu = (vault_ip.get_min_mtu() if mtu is None else mtu) - TOTAL_OVERHEAD
         self._bind_address = bind_address
         self._finds_sizes = mtu is None
@@ -265,6 +267,7 @@ class UDPSocketClass(Carrier):
         supplied = check_identity(addr[2]) if len(addr) == 3 else None
         if addr[2:] == (self.own_public_key,):
             raise InvalidArgumentError("the key given for the peer is our own")
+        self._reload_known_peers()
         known = _lookup(self._known_peers)(address)
         if known is not None:
             if supplied not in (None, known):
@@ -277,6 +280,14 @@ class UDPSocketClass(Carrier):
             self._check_running()
             self._node.add_peer(address, time.monotonic(), supplied)
             self._wake_sender_locked()
+
+    def _reload_known_peers(self) -> None:
+        # For lines that the user has removed. Of a file that is damaged by now, what was read before holds.
+        if self._known_peers is not None:
+            try:
+                self._known_peers.reload()
+            except KnownPeersFileError as error:
+                logger.error("%s; what was read before holds", error)
 
     def remove_peer(self, addr: Address) -> None:
         """Say goodbye to a peer and forget it and its keys; nothing happens if it is not known.
@@ -416,8 +427,9 @@ class UDPSocketClass(Carrier):
             return packet.fit(data, body_size)
         except packet.TooLargeError as error:
             raise MessageTooLargeError(
-                f"the message of {len(data)} bytes has {error.size} at best when compressed; "
-                f"the limit is {error.limit}; split it or make it smaller"
+                f"the message of {len(data)} bytes has {error.size} at best when compressed; the limit is "
+                f"{error.limit}, or {packet.message_room(body_size)} for what cannot be compressed; "
+                "split it or make it smaller"
             ) from error
 
     def _targets(self, address: Address | None) -> list[Peer]:
@@ -634,12 +646,28 @@ def _lookup(known_peers: KnownPeers | None) -> Callable[[Address], bytes | None]
     return known_key
 
 
+def _check_files(identity_file: Path | None, known_peers_file: Path | None) -> None:
+    if identity_file is None or known_peers_file is None:
+        return
+    if os.path.realpath(identity_file) == os.path.realpath(known_peers_file):
+        raise InvalidArgumentError(
+            f"identity_file and known_peers_file are both {identity_file!r}; give each its own"
+        )
+
+
 def _bind(port: int, bind_address: str | None, *, fragments: bool) -> DatagramSocket:
-    if bind_address is not None and resolve_literal(bind_address) is None:
+    is_text = isinstance(bind_address, str)
+    if bind_address is not None and (not is_text or resolve_literal(bind_address) is None):
         raise InvalidArgumentError(f"bind_address is {bind_address!r}; it must be an IPv4 or IPv6 address")
     try:
         return DatagramSocket(port, bind_address, fragments=fragments)
     except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise BindError(
+                error.errno,
+                f"bind_address {bind_address!r} is no address of this machine; use one of those that "
+                "vault_ip.get_ip_addresses() tells",
+            ) from error
         raise BindError(
             error.errno, f"cannot listen on port {port}: {error.strerror}; choose another recv_port, or 0"
         ) from error

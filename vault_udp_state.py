@@ -233,7 +233,9 @@ class NodeState:
             # Two rotations wipe the keys, and with them what had to be remembered of sessions long gone.
             self.rotate_at = min(self.rotate_at, self.rotated_at + encryption_module.MIN_LIFETIME)
         if self._is_news(reason, now):
-            logger.info("dropping datagrams (%s), the first of this minute from %s", reason, source)
+            # Who is limited is no stranger, and may be an honest one whose messages get lost.
+            level = logging.WARNING if reason == "rate_limited" else logging.INFO
+            logger.log(level, "dropping datagrams (%s), the first of this minute from %s", reason, source)
 
     def count_loss(self, reason: str, count: int, peer: Peer, now: float) -> None:
         """Count messages of ours that are dropped; log the first of each minute and reason."""
@@ -310,7 +312,7 @@ class NodeState:
         """
         if peer.supplied is not None:
             if not crypto.equal(peer.supplied, sign):
-                self.reject(peer, sign, echoed)
+                self.reject(peer, sign, now, echoed=echoed)
             return
         if peer.identity in (b"", sign):
             return
@@ -318,24 +320,30 @@ class NodeState:
         # A base peer cannot show that it receives here: one from which nothing has opened gives way.
         base_holds = link is not None and link.live(now) and (link.opened or not echoed)
         if peer.session.persistent or base_holds:
-            self.reject(peer, sign, echoed)
+            self.reject(peer, sign, now, echoed=echoed)
         if not echoed and peer.session.pairs:
             peer.session.suspect(now)
             self.schedule(peer)
-            self.reject(peer, sign, echoed)
+            self.reject(peer, sign, now, echoed=echoed)
         if peer.session.up:
             if peer.probe_at == NEVER:
                 peer.probe_started, peer.probe_pings, peer.probe_at = now, 0, now
             self.schedule(peer)
-            self.reject(peer, sign, echoed)
+            self.reject(peer, sign, now, echoed=echoed)
         self.release_pin(peer, "another identity took its place", now)
 
-    def reject(self, peer: Peer, sign: bytes, echoed: bool) -> None:
+    def reject(self, peer: Peer, sign: bytes, now: float, *, echoed: bool) -> None:
         """Refuse an identity, and tell so once per episode: of those whose address may be forged, the first.
 
         Raises:
             PacketError: ``identity_refused``, always.
         """
+        if peer.supplied is not None and self._is_news("identity refused", now):
+            logger.warning(
+                "%s: an identity is refused that is not the one given for it, or in the known-peers file; if "
+                "the peer has a new one, change it there",
+                peer.name,
+            )
         if sign not in peer.rejected and (echoed or not peer.rejected):
             peer.rejected = [*peer.rejected[1 - MAX_REJECTED :], sign]
             self.events.append(Event("rejected", peer.name, crypto.bytes_to_b64_str(sign)))
