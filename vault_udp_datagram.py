@@ -229,14 +229,14 @@ class DatagramSocket:
                 self._release()
 
     def _receive(self) -> list[Batch]:
-        if self._answers_come_fast:
+        if self._answers_come_fast and not self._previous:
             batches = self._fetch_soon()
             if batches:
                 return batches
         # Asking for a datagram when there is none costs a system call. While datagrams keep coming they are
         # fetched without `poll`; once there was none, `poll` comes first, and whether they keep coming again
         # is tried only after 1, 2, 4 … 16 polls.
-        if self._polls_until_probe == 0:
+        if self._polls_until_probe == 0 and not self._previous:
             batches = self._fetch(MAX_BATCHES_PER_RECEIVE)
             if batches:
                 if len(batches) < MAX_BATCHES_PER_RECEIVE:
@@ -251,12 +251,14 @@ class DatagramSocket:
             if woken:
                 self._forget_wakes()
                 return []
-            batches = self._fetch(1)
-            for previous in self._previous:
-                batches += previous._fetch(MAX_BATCHES_PER_RECEIVE)
+            # What came to former ports was sent before.
+            earlier = [
+                batch for previous in self._previous for batch in previous._fetch(MAX_BATCHES_PER_RECEIVE)
+            ]
+            batches = earlier + self._fetch(1)
             if batches:
                 is_flood = len(batches[0][0]) > 1
-                self._polls_until_probe = 0 if is_flood else self._polls_until_probe - 1
+                self._polls_until_probe = 0 if is_flood else max(0, self._polls_until_probe - 1)
                 return batches
             if self._errors_in_a_row > _ERRORS_WITHOUT_PAUSE:
                 self._wait_woken(_PAUSE_AFTER_ERRORS)

@@ -35,6 +35,7 @@ from loopback import (
 
 import vault_udp_platform
 import vault_udp_socket_helper as crypto
+from vault_udp_channel import Channel
 from vault_udp_datagram import Batch, DatagramSocket
 from vault_udp_socket import BindError, MessageTooLargeError, StoppedError, UDPSocketClass
 
@@ -373,6 +374,20 @@ def test_nothing_is_lost_of_20_000_messages_of_8_threads(monkeypatch: pytest.Mon
         assert by_thread == {name: list(range(count)) for name in range(threads)}
 
 
+def count_controls(monkeypatch: pytest.MonkeyPatch, sock: UDPSocketClass) -> list[int]:
+    """One item for each datagram of this socket's that carries control."""
+    counted: list[int] = []
+    original = Channel._control
+
+    def control(channel: Channel, *args: Any, **options: Any) -> None:
+        if channel.local is sock._node.local:
+            counted.append(1)
+        original(channel, *args, **options)
+
+    monkeypatch.setattr(Channel, "_control", control)
+    return counted
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux counts what a full buffer lost")
 def test_every_message_is_delivered_or_counted_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vault_udp_platform, "BUFFER_SIZE", 65_536)
@@ -380,6 +395,7 @@ def test_every_message_is_delivered_or_counted_as_lost(monkeypatch: pytest.Monke
         gate = Gate(monkeypatch, b.recv_port, "receive")
         inbox = Inbox(b)
         send_singly(monkeypatch)
+        controls = count_controls(monkeypatch, a)
         gate.shut()
         texts = bulky_texts(1000)
         for text in texts:
@@ -394,7 +410,8 @@ def test_every_message_is_delivered_or_counted_as_lost(monkeypatch: pytest.Monke
             return inbox.contains(texts[-1], 0.1)
 
         eventually(nudge_arrives, "the receiver has worked through what waited")
-        assert len(inbox.items) + counters(b)["kernel_drops"] == len(texts)
+        # What asks whether the receiver is still there, while it is held up, may be dropped, too.
+        assert 0 <= len(inbox.items) + counters(b)["kernel_drops"] - len(texts) <= len(controls)
         assert counters(b)["kernel_drops"] > 0
         assert counters(b)["received"] == len(inbox.items)
 

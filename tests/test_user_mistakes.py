@@ -268,7 +268,7 @@ def test_many_moves_in_a_row_lose_nothing() -> None:
                 sender.send_data(sent[-1], address)
                 eventually(few_are_on_their_way, "what was sent arrives")
         eventually(lambda: len(got) == len(sent), "all of it")
-        assert got == sent
+        assert sorted(got) == sorted(sent)  # what goes to two ports may be overtaken
 
 
 def test_what_the_system_refuses_is_counted_for_the_peer() -> None:
