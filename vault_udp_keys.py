@@ -198,7 +198,7 @@ class LocalKeys:
         ).pack()
         return {
             "hello": crypto.bytes_to_b64_str(blob),
-            "proof": crypto.bytes_to_b64_str(crypto.sign_detached(self.sign_seed, blob)),
+            "proof": crypto.bytes_to_b64_str(crypto.sign_detached(self.sign_seed, blob, self.sign_public)),
         }
 
 

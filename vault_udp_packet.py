@@ -380,7 +380,7 @@ def messages_of(body: Body) -> Sequence[bytes]:
 
 def write_json(members: dict[str, Any]) -> bytes:
     """Control JSON, as compact as it gets."""
-    return json.dumps(members, separators=(",", ":")).encode()
+    return _encode_json(members).encode()
 
 
 def read_json(text: bytes) -> dict[str, Any]:
@@ -392,9 +392,7 @@ def read_json(text: bytes) -> dict[str, Any]:
     if len(text) > MAX_CONTROL_SIZE or text.count(b"[") + text.count(b"{") > MAX_CONTROL_BRACKETS:
         raise PacketError("bad_control")
     try:
-        members = json.loads(
-            text.decode("utf-8"), object_pairs_hook=_object_without_duplicates, parse_constant=_no_constant
-        )
+        members = _decode_json(text.decode("utf-8"))
     except PacketError:
         raise
     except (ValueError, RecursionError) as error:
@@ -413,6 +411,13 @@ def _object_without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, An
 
 def _no_constant(name: str) -> None:
     raise PacketError("bad_control")
+
+
+# Made once: `json.dumps` and `json.loads` make them for each call that asks for anything special.
+_encode_json = json.JSONEncoder(separators=(",", ":")).encode
+_decode_json = json.JSONDecoder(
+    object_pairs_hook=_object_without_duplicates, parse_constant=_no_constant
+).decode
 
 
 def member(members: dict[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:

@@ -152,9 +152,13 @@ def _check_size(name: str, value: Buffer, size: int, error: type[CryptoError]) -
 # --- raw bytes: signatures, hashes, memory -----------------------------------------------------------------
 
 
-def sign_detached(seed: PrivateKey, message: bytes) -> bytes:
-    """Return the 64-byte Ed25519 signature (RFC 8032); `SignatureError` if `seed` is malformed."""
-    _, secret = bindings.crypto_sign_seed_keypair(_checked_private(seed, SignatureError))
+def sign_detached(seed: PrivateKey, message: bytes, public: bytes = b"") -> bytes:
+    """Return the 64-byte Ed25519 signature (RFC 8032); `SignatureError` if `seed` is malformed.
+
+    `public` is what `sign_public_of(seed)` returned, where it is at hand: making it takes as long as
+    signing. It must be that and no other, or two signatures give the seed away.
+    """
+    secret = _checked_private(seed, SignatureError) + (public or sign_public_of(seed))
     return bindings.crypto_sign(message, secret)[:SIGNATURE_SIZE]
 
 
