@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence, Tuple
 if TYPE_CHECKING or not __package__:
     from vault_udp_address import Address, normalize, resolve_literal, scope_id
     from vault_udp_platform import (
-        MAX_DATAGRAM,
         SO_RXQ_OVFL,
         SOL_UDP,
         UDP_GRO,
@@ -39,13 +38,13 @@ if TYPE_CHECKING or not __package__:
         forbid_fragments,
         name_of,
         path_mtu,
+        receive_memory,
         set_option,
     )
     from vault_udp_segments import Segments
 else:
     from .vault_udp_address import Address, normalize, resolve_literal, scope_id
     from .vault_udp_platform import (
-        MAX_DATAGRAM,
         SO_RXQ_OVFL,
         SOL_UDP,
         UDP_GRO,
@@ -56,6 +55,7 @@ else:
         forbid_fragments,
         name_of,
         path_mtu,
+        receive_memory,
         set_option,
     )
     from .vault_udp_segments import Segments
@@ -156,6 +156,7 @@ class DatagramSocket:
         self._previous: list[DatagramSocket] = []
         self._wait_readable = _readable_waiter(self._socket, self._wake_receiver)
         self._wait_woken = _readable_waiter(self._wake_receiver)
+        self._memory = receive_memory()
         self._last_sender: Any = None
         self._last_address: Address = ("", 0)
         self._errors_in_a_row = 0
@@ -294,12 +295,13 @@ class DatagramSocket:
         return batches
 
     def _receive_message(self) -> Batch:
-        data, ancillary, flags, sender = self._socket.recvmsg(MAX_DATAGRAM, _ANCILLARY_SIZE)
+        length, ancillary, flags, sender = self._socket.recvmsg_into((self._memory,), _ANCILLARY_SIZE)
+        data = bytes(self._memory[:length])
         if sender != self._last_sender:
             self._last_sender, self._last_address = sender, normalize(sender)
         if not ancillary and not flags:
             return [data], self._last_address
-        size = length = len(data)
+        size = length
         for level, kind, value in ancillary:
             if level == SOL_UDP and kind == UDP_GRO:
                 size = int.from_bytes(value[:4], sys.byteorder)
@@ -314,8 +316,8 @@ class DatagramSocket:
         return Segments(data, size), self._last_address
 
     def _receive_plain(self) -> Batch:
-        data, sender = self._socket.recvfrom(MAX_DATAGRAM)
-        return [data], normalize(sender)
+        length, sender = self._socket.recvfrom_into(self._memory)
+        return [bytes(self._memory[:length])], normalize(sender)
 
     def send(self, datagrams: Sequence[bytes], address: Address) -> int:
         """Send datagrams to one address, in order; return how many the system took.

@@ -313,14 +313,10 @@ class Pair:
         head, _, tail, body_size, inside = layout
         if size != body_size + SEALED_OVERHEAD:
             return messages
-        open_at, key, tag = self._workspace.opener(whole), self._open_key, self.open_tag
-        unpack, nonce_of = inside.unpack_from, _NONCE.unpack_from
+        tag, unpack, nonce_of = self.open_tag, inside.unpack_from, _NONCE.unpack_from
         expected = first = self.window.highest + 1
-        for start in range(index * size, len(whole) - size + 1, size):
-            try:
-                plain = open_at(key, start, size)
-            except crypto.DecryptionError:
-                break
+        start = index * size
+        for plain in self._workspace.open_run(self._open_key, whole, start, size):
             random_bytes, counter, timestamp, its_head, message, its_tail = unpack(plain)
             if not (
                 counter == expected
@@ -332,5 +328,6 @@ class Pair:
                 break
             messages.append(message)
             expected += 1
+            start += size
         self.window.accept_next(expected - first)
         return messages

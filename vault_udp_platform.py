@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import mmap
 import socket
 import sys
 from typing import TYPE_CHECKING, Callable, Tuple, Union
@@ -111,6 +112,17 @@ def set_option(sock: socket.socket, level: int, option: int, value: int) -> bool
     except OSError:
         return False
     return True
+
+
+def receive_memory() -> memoryview:
+    """Room for the longest datagram, or batch of them, of which only what is used takes memory.
+
+    It comes from the system and goes back there. In the allocator's memory, 64 KB that come and go, in a
+    thread for each socket, leave holes that nothing else fits into: the process grows for hours.
+    """
+    if sys.platform == "win32":
+        return memoryview(mmap.mmap(-1, MAX_DATAGRAM))
+    return memoryview(mmap.mmap(-1, MAX_DATAGRAM, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 def enlarge(sock: socket.socket, option: int) -> int:

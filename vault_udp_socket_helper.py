@@ -31,7 +31,7 @@ import hmac
 import logging
 import os
 import sys
-from typing import Any, Callable, Union
+from typing import Any, Callable, Iterator, Union
 
 import nacl.exceptions
 from nacl import bindings
@@ -49,8 +49,7 @@ Buffer = Union[bytes, bytearray, memoryview]
 Seal = Callable[[bytes, bytes, bytes], bytes]
 OpenSealed = Callable[[bytes, Buffer], bytes]
 OpenHere = Callable[[bytes, bytes], Any]
-OpenAt = Callable[[bytes, int, int], Any]
-Opener = Callable[[bytes], OpenAt]
+OpenRun = Callable[[bytes, bytes, int, int], Iterator[Any]]
 
 
 class CryptoError(Exception):
@@ -252,7 +251,7 @@ def _not_authentic() -> DecryptionError:
     return DecryptionError("the message is not authentic: sealed with another key, or changed on the way")
 
 
-_WORKSPACE_SIZE = 65536
+_WORKSPACE_SIZE = 9216
 
 
 def _choose_functions() -> tuple[Seal, OpenSealed]:
@@ -290,21 +289,22 @@ class Workspace:
         seal: as above.
         open: `open(key, datagram)` returns a buffer with the plaintext in front; what lies behind it
             (`len(datagram) - BOX_OVERHEAD` bytes) is left over from earlier calls.
-        opener: `opener(whole)` returns a function `open_at(key, start, size)`: the same with the datagram
-            `whole[start : start + size]`, which must lie inside.
+        open_run: `open_run(key, whole, start, size)` opens the datagrams of `size` bytes that lie end to end
+            in `whole` from `start` on, one after the other, and yields such a buffer for each; it ends with
+            the first that does not open, or is shorter.
 
     All take bytes only, datagrams of at most 65,535 bytes.
     """
 
-    __slots__ = ("open", "opener", "seal")
+    __slots__ = ("open", "open_run", "seal")
 
     def __init__(self) -> None:
-        self.seal, self.open, self.opener = _workspace_functions()
+        self.seal, self.open, self.open_run = _workspace_functions()
 
 
-def _workspace_functions() -> tuple[Seal, OpenHere, Opener]:
+def _workspace_functions() -> tuple[Seal, OpenHere, OpenRun]:
     if not _uses_cffi:
-        return seal, open_sealed, _slicing_opener
+        return seal, open_sealed, _open_run_of_slices
     from nacl._sodium import ffi, lib
 
     box_easy, box_open_easy = lib.crypto_box_easy_afternm, lib.crypto_box_open_easy_afternm
@@ -330,35 +330,28 @@ def _workspace_functions() -> tuple[Seal, OpenHere, Opener]:
             raise _not_authentic()
         return view
 
-    def opener(whole: bytes) -> OpenAt:
-        first, length = ffi.from_buffer(whole), len(whole)
+    def open_run(key: bytes, whole: bytes, start: int, size: int) -> Iterator[Any]:
+        if len(key) != KEY_SIZE or not BOX_OVERHEAD <= size <= _WORKSPACE_SIZE or start < 0:
+            return
+        first, box_size = ffi.from_buffer(whole), size - NONCE_SIZE
+        # Within `whole`: libsodium reads whatever it is pointed at.
+        for at in range(start, len(whole) - size + 1, size):
+            datagram = first + at
+            if box_open_easy(memory, datagram + NONCE_SIZE, box_size, datagram, key) != 0:
+                return
+            yield view
 
-        def open_at(key: bytes, start: int, size: int) -> Any:
-            # Outside of `whole`, libsodium would read what is not ours.
-            inside = 0 <= start <= length - size and BOX_OVERHEAD <= size <= _WORKSPACE_SIZE
-            if len(key) != KEY_SIZE or not inside:
-                return open_sealed(key, _cut(whole, start, size))
-            datagram = first + start
-            if box_open_easy(memory, datagram + NONCE_SIZE, size - NONCE_SIZE, datagram, key) != 0:
-                raise _not_authentic()
-            return view
-
-        return open_at
-
-    return seal_here, open_here, opener
+    return seal_here, open_here, open_run
 
 
-def _slicing_opener(whole: bytes) -> OpenAt:
-    def open_at(key: bytes, start: int, size: int) -> bytes:
-        return open_sealed(key, _cut(whole, start, size))
-
-    return open_at
-
-
-def _cut(whole: bytes, start: int, size: int) -> bytes:
-    if not 0 <= start <= len(whole) - size:
-        raise DecryptionError(f"{size} bytes from {start} on are not inside of {len(whole)}")
-    return whole[start : start + size]
+def _open_run_of_slices(key: bytes, whole: bytes, start: int, size: int) -> Iterator[bytes]:
+    if start < 0 or size < BOX_OVERHEAD:
+        return
+    for at in range(start, len(whole) - size + 1, size):
+        try:
+            yield open_sealed(key, whole[at : at + size])
+        except DecryptionError:
+            return
 
 
 # --- public layer: keys as Base64 text ---------------------------------------------------------------------

@@ -11,10 +11,11 @@ import select
 import socket
 import sys
 import threading
+import tracemalloc
 from collections import Counter, deque
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Sequence
 
 import pytest
 from hypothesis import given
@@ -68,6 +69,18 @@ class FakeSocket:
             return attribute(*args) if step is None else step(*args)
 
         return call
+
+    def recvmsg_into(self, buffers: Sequence[memoryview], *args: Any) -> Any:
+        """As the script of ``recvmsg`` says."""
+        data, *others = self.recvmsg(len(buffers[0]), *args)
+        buffers[0][: len(data)] = data
+        return (len(data), *others)
+
+    def recvfrom_into(self, buffer: memoryview) -> Any:
+        """As the script of ``recvfrom`` says."""
+        data, sender = self.recvfrom(len(buffer))
+        buffer[: len(data)] = data
+        return len(data), sender
 
     def will(self, name: str, *steps: Any) -> None:
         self.script[name] = deque(steps)
@@ -955,3 +968,19 @@ def test_windows(
     assert sock.send([b"same", b"size"], ("127.0.0.1", sock.port)) == 2
     assert [data for data, _ in receive_all(sock, 2)] == [b"same", b"size"]
     assert sock.errors == {"ECONNRESET": 1}
+
+
+def test_receiving_allocates_no_more_than_what_has_come(make: MakeSocket) -> None:
+    """Room for the longest datagram, allocated anew each time, would leave holes in the allocator's memory."""
+    sock = make()
+    here = ("127.0.0.1", sock.port)
+    for size in (100, 1400):
+        assert sock.send([b"x" * size], here) == 1
+        tracemalloc.start()
+        try:
+            received = sock.receive()
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert received == [([b"x" * size], here)]
+        assert peak < size + 4096

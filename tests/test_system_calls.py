@@ -71,13 +71,13 @@ class CountingSocket(socket.socket):
         self._note(len(buffers))
         return super().sendmsg(buffers, *args)
 
-    def recvmsg(self, *args: Any) -> Any:
+    def recvmsg_into(self, *args: Any) -> Any:
         self.receives += 1
-        return super().recvmsg(*args)
+        return super().recvmsg_into(*args)
 
-    def recvfrom(self, *args: Any) -> Any:
+    def recvfrom_into(self, *args: Any) -> Any:
         self.receives += 1
-        return super().recvfrom(*args)
+        return super().recvfrom_into(*args)
 
 
 class UnsegmentedSocket(CountingSocket):
