@@ -971,7 +971,7 @@ def test_windows(
 
 
 def test_receiving_allocates_no_more_than_what_has_come(make: MakeSocket) -> None:
-    """Room for the longest datagram, allocated anew each time, would leave holes in the allocator's memory."""
+    """Room for the longest datagram, anew each time, would leave holes in the allocator's memory."""
     sock = make()
     here = ("127.0.0.1", sock.port)
     for size in (100, 1400):
