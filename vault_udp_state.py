@@ -344,8 +344,9 @@ class NodeState:
                 "the peer has a new one, change it there",
                 peer.name,
             )
-        if sign not in peer.rejected and (echoed or not peer.rejected):
-            peer.rejected = [*peer.rejected[1 - MAX_REJECTED :], sign]
+        is_news = sign not in peer.rejected and len(peer.rejected) < MAX_REJECTED
+        if is_news and (echoed or not peer.rejected):
+            peer.rejected.append(sign)
             self.events.append(Event("rejected", peer.name, crypto.bytes_to_b64_str(sign)))
         raise PacketError("identity_refused")
 

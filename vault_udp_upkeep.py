@@ -19,7 +19,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_keys import SEALED_OVERHEAD
     from vault_udp_path import NEVER
     from vault_udp_peer import Peer
-    from vault_udp_state import PROBE_INTERVAL, PROBE_PINGS, NodeState
+    from vault_udp_state import MAX_REJECTED, PROBE_INTERVAL, PROBE_PINGS, NodeState
 else:
     from . import vault_udp_encryption as encryption_module
     from . import vault_udp_packet as packet
@@ -30,7 +30,7 @@ else:
     from .vault_udp_keys import SEALED_OVERHEAD
     from .vault_udp_path import NEVER
     from .vault_udp_peer import Peer
-    from .vault_udp_state import PROBE_INTERVAL, PROBE_PINGS, NodeState
+    from .vault_udp_state import MAX_REJECTED, PROBE_INTERVAL, PROBE_PINGS, NodeState
 
 
 REKEYS_AT_ONCE = 10
@@ -185,6 +185,8 @@ class Upkeep(NodeState):
         for tag in [tag for tag, pair in self.retired.items() if pair.mine not in alive]:
             del self.retired[tag]
         for index, peer in enumerate(self.table.all()):
+            if len(peer.rejected) >= MAX_REJECTED:
+                peer.rejected.clear()  # so many are told between two rotations, however many come
             had_pairs, was_up = bool(peer.session.pairs), peer.session.up
             peer.session.after_rotation(now + index // REKEYS_AT_ONCE * REKEYS_AT_ONCE / REKEYS_PER_SECOND)
             if was_up and not peer.session.up:

@@ -11,7 +11,7 @@ from typing import Callable
 
 import msgpack
 import pytest
-from fakenet import EPOCH, FakeNet, both_ready
+from fakenet import EPOCH, FakeNet, Outsider, both_ready
 from hypothesis import given
 from hypothesis import strategies as st
 from loopback import PATIENCE, address_of, eventually
@@ -274,27 +274,46 @@ def test_a_base_peer_keeps_the_source_that_it_has_shown() -> None:
 # -------------------------------------------------------------------------------------------- a flood of logs
 
 
+def hello(net: FakeNet, number: int, echo: bytes) -> bytes:
+    """A short announcement of an identity that has that number."""
+    seed, enc = number.to_bytes(32, "big"), crypto.enc_public_of(crypto.new_enc_private())
+    sign = crypto.sign_public_of(seed)
+    blob = Hello(2, 0, EPOCH + net.now, sign, enc, NO_KEY, NO_KEY, bytes(16), echo).pack()
+    proof = crypto.sign_detached(seed, blob)
+    members = {"hello": crypto.bytes_to_b64_str(blob), "proof": crypto.bytes_to_b64_str(proof)}
+    return packet.make_announcement_body(members, packet.SHORT_ANNOUNCEMENT_SIZE)
+
+
+def echo_for(net: FakeNet, evil: Outsider) -> bytes:
+    """What Alice wants to see again from that address."""
+    evil.send(A, hello(net, 1, bytes(16)))
+    net.run(0.1)
+    answer = packet.read_announcement(packet.read_json(packet.read_body(evil.received[-1][1]).control))
+    assert answer.hello is not None
+    return read_hello_untrusted(answer.hello).nonce
+
+
 def test_new_identities_at_one_address_make_no_lines_and_no_events(caplog: pytest.LogCaptureFixture) -> None:
     net = FakeNet()
     alice, evil = net.node(A), net.outsider(EVIL)
-
-    def hello(number: int, echo: bytes) -> bytes:
-        seed, enc = number.to_bytes(32, "big"), crypto.enc_public_of(crypto.new_enc_private())
-        sign = crypto.sign_public_of(seed)
-        blob = Hello(2, 0, EPOCH + net.now, sign, enc, NO_KEY, NO_KEY, bytes(16), echo).pack()
-        proof = crypto.sign_detached(seed, blob)
-        members = {"hello": crypto.bytes_to_b64_str(blob), "proof": crypto.bytes_to_b64_str(proof)}
-        return packet.make_announcement_body(members, packet.SHORT_ANNOUNCEMENT_SIZE)
-
-    evil.send(A, hello(1, bytes(16)))
-    net.run(0.1)
-    answer = packet.read_announcement(packet.read_json(packet.read_body(evil.received[0][1]).control))
-    assert answer.hello is not None
-    echo = read_hello_untrusted(answer.hello).nonce
+    echo = echo_for(net, evil)
     with caplog.at_level(logging.INFO):
         for number in range(2, 200):
-            net.inject(EVIL, A, hello(number, echo))
+            net.inject(EVIL, A, hello(net, number, echo))
             net.run(0.01)
     assert len(caplog.records) <= 3
     assert alice.events == []
     assert alice.node.table.strangers == 1
+
+
+def test_of_many_refused_identities_a_few_are_told_between_two_rotations() -> None:
+    net = FakeNet()
+    alice, evil = net.node(A, lifetime=60), net.outsider(EVIL)
+    alice.add_peer(EVIL, bytes(31) + b"\1")
+    for expected in (8, 16):
+        echo = echo_for(net, evil)
+        for number in range(2, 50):
+            net.inject(EVIL, A, hello(net, number, echo))
+            net.run(0.05)
+        assert alice.kinds_of_events(EVIL) == ["rejected"] * expected
+        net.run(64)
