@@ -77,6 +77,7 @@ _open_sockets: weakref.WeakSet[Carrier] = weakref.WeakSet()
 def _abandon_in_forked_child() -> None:
     for sock in list(_open_sockets):
         sock._abandon()
+    _open_sockets.clear()  # they are the parent's to stop
 
 
 if hasattr(os, "register_at_fork"):

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from fakenet import FakeNet, both_ready
-from loopback import PATIENCE, Collector, address_of, eventually
+from loopback import PATIENCE, Collector, address_of, eventually, on_posix
 
 from vault_udp_errors import check_keepalive
 from vault_udp_socket import BindError, InvalidArgumentError, MessageTooLargeError, UDPSocketClass
@@ -124,6 +124,32 @@ def test_a_program_that_ends_without_stop_loses_nothing_and_says_goodbye() -> No
         )
         assert len(got.wait_for(300)) == 300
         assert lost.wait_for(1) == ["the peer said goodbye"]
+
+
+@on_posix
+def test_the_end_of_a_forked_child_leaves_the_parents_sockets_alone() -> None:
+    """Its atexit functions run, too, with locks that a thread of the parent's may have held."""
+    program = """
+        import os, sys
+        from vault_udp_datagram import DatagramSocket
+        from vault_udp_socket import UDPSocketClass
+        sock, server = UDPSocketClass(0), ("127.0.0.1", int(sys.argv[1]))
+        sock.add_peer(server)
+        assert sock.wait_ready(server, 10)
+        child = os.fork()
+        if not child:
+            sock._datagrams._lock.acquire()
+            sys.exit(7)
+        assert os.waitpid(child, 0)[1] >> 8 == 7
+        sock.send_data("still there", server)
+        """
+    with UDPSocketClass(0) as server:
+        got, lost = Collector[Any](), Collector[Any]()
+        server.udp_recv_data.connect(lambda data, addr: got((data, len(lost.items))))
+        server.udp_peer_lost.connect(lambda addr, reason: lost(reason))
+        code = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program), str(server.recv_port)]
+        subprocess.run(code, cwd=ROOT, check=True, timeout=30)
+        assert got.wait_for(1) == [("still there", 0)]
 
 
 def test_a_callback_that_hangs_does_not_hold_up_the_end_for_long() -> None:
