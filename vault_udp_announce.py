@@ -247,17 +247,20 @@ class Introductions:
             raise PacketError("downgrade_refused")
         self._checked_peer_at(address, sign, now, echoed=False)
         link = self._state.base.links.get(address)
-        if link is not None and link.live(now) and enc == self._live_enc(address):
-            self._state.base.unlearn(link)
-        elif link is None or not link.live(now):
+        is_new = link is None or not link.live(now)
+        if link is None or is_new:
             self._enter_base(address, enc, sign, version, now)
+        elif enc == self._live_enc(address):
+            self._state.base.unlearn(link)
         else:
             raise PacketError("live_key_kept")
         if announcement.answers:
             return
-        answer = self._state.base.clear_announcement(
-            version, self._state.port, min(size, packet.FULL_ANNOUNCEMENT_SIZE), answers=True
-        )
+        base, port, room = self._state.base, self._state.port, min(size, packet.FULL_ANNOUNCEMENT_SIZE)
+        answer = base.clear_announcement(version, port, room, answers=True)
+        if answer is None and is_new:
+            # There is room for our keys alone. Only once: it may be answered, for it does not say what it is.
+            answer = base.clear_announcement(version, port, room)
         if answer is not None:
             self._state.outgoing.append((address, answer))
 

@@ -39,6 +39,8 @@ READY_AFTER = 0.5
 STAMP_LAG = 5.0
 """Seconds by which what we seal is stamped early, for clocks that are behind ours."""
 MAX_TRIALS = 32
+MAX_LINKS_OF_SOURCE = 4
+"""Each costs an attempt to open for what comes from there, but no trial of those that strangers can spend."""
 TRIALS_PER_SECOND = 64
 
 
@@ -99,7 +101,8 @@ class BaseMode:
         self.encryption = encryption
         self._body_size = body_size
         self.links: dict[Address, BaseLink] = {}
-        self._by_source: dict[Address, BaseLink] = {}
+        # By source: who has sent from there, the last one first. Sources are forged, or change hands.
+        self._by_source: dict[Address, list[BaseLink]] = {}
         # By IP: links whose source port is not known yet, in the order they came.
         self._unlearned: dict[str, dict[Address, BaseLink]] = {}
         self._trials = RateLimiter(TRIALS_PER_SECOND)
@@ -119,8 +122,7 @@ class BaseMode:
         link = self.links.pop(address, None)
         if link is None:
             return
-        if link.source is not None:
-            self._by_source.pop(link.source, None)
+        self._leave_source(link)
         unlearned = self._unlearned.get(address[0], {})
         unlearned.pop(address, None)
         if not unlearned:
@@ -143,10 +145,10 @@ class BaseMode:
         Raises:
             PacketError: as `VaultAsymmetricEncryption.open`; it did open, but is not to be accepted.
         """
-        link = self._by_source.get(source)
-        body = self._try(link, datagram, now) if link is not None else None
-        if link is not None and body is not None:
-            return link, body
+        for link in self._by_source.get(source, ()):
+            body = self._try(link, datagram, now)
+            if body is not None:
+                return link, body
         # The likeliest first: who listens on that very port, who was added, who came last.
         candidates = list(self._unlearned.get(source[0], {}).values())[::-1]
         candidates.sort(key=lambda candidate: (candidate.address != source, not candidate.added))
@@ -155,7 +157,7 @@ class BaseMode:
                 raise PacketError("trial_budget")
             body = self._try(candidate, datagram, now)
             if body is not None:
-                self._learn(candidate, source, now)
+                self._learn(candidate, source)
                 return candidate, body
         return None
 
@@ -176,23 +178,27 @@ class BaseMode:
         link.credit += len(datagram)
         return body
 
-    def _learn(self, link: BaseLink, source: Address, now: float) -> None:
-        other = self._by_source.get(source)
-        if other is not None and other.live(now):
-            # A source is easily forged: taking it from who has just shown that it is his would leave him to
-            # the trials, which strangers can spend.
-            return
-        if link.source is not None:
-            self._by_source.pop(link.source, None)
-        if other is not None:
+    def _learn(self, link: BaseLink, source: Address) -> None:
+        self._leave_source(link)
+        link.source = source
+        links = self._by_source.setdefault(source, [])
+        links.insert(0, link)
+        if len(links) > MAX_LINKS_OF_SOURCE:
+            other = links.pop()
             other.source = None
             self.unlearn(other)
-        link.source = source
-        self._by_source[source] = link
         unlearned = self._unlearned[source[0]]
         del unlearned[link.address]
         if not unlearned:
             del self._unlearned[source[0]]
+
+    def _leave_source(self, link: BaseLink) -> None:
+        if link.source is not None:
+            links = self._by_source[link.source]
+            links.remove(link)
+            if not links:
+                del self._by_source[link.source]
+            link.source = None
 
     def unlearn(self, link: BaseLink) -> None:
         """The peer may have begun to send from another port: look for it again, and still at the old one."""

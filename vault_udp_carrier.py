@@ -3,7 +3,8 @@
 
 The receive thread blocks in the kernel, hands what comes to the node, and runs the callbacks. The send thread
 sends what waits, in batches, and wakes for the node's next deadline. One lock guards the node; it is never
-held while a callback runs, a system call blocks or a thread is joined.
+held while a callback runs, a datagram is received or sent, or a thread is joined; it is while a line is
+logged.
 
 A message for a peer that is ready goes one of two ways. While nothing waits, it leaves in its caller's
 thread. In a burst it goes into the peer's lane, a list to which callers append without the lock, and the send
@@ -57,7 +58,7 @@ BYTES_PER_ROUND = 131072
 UNPACKED_PER_ROUND = 1 << 20
 """Bytes of compressed messages after which no further batch is looked at before these have been delivered."""
 TIMEOUT_AT_EXIT = 1.0
-"""Seconds that a callback may hold up the end of a program that has not called `stop`."""
+"""Seconds that callbacks may hold up the end of a program that has not called `stop`."""
 BURST_GAP = 15e-6
 BURST_LENGTH = 4
 """So many messages, each so many seconds after the one before, are a burst: the send thread takes over."""
@@ -87,8 +88,9 @@ if hasattr(os, "register_at_fork"):
 @atexit.register
 def _stop_what_is_open() -> None:
     """A program that ends without `stop` has sent what it wanted to send, and peers learn that it is gone."""
+    deadline = time.monotonic() + TIMEOUT_AT_EXIT
     for sock in list(_open_sockets):
-        sock.stop(TIMEOUT_AT_EXIT)
+        sock.stop(max(0.0, deadline - time.monotonic()))
 
 
 _Item = TypeVar("_Item")
@@ -301,8 +303,7 @@ class Carrier:
                 batches = datagrams.receive()
             except SocketClosed:
                 break  # by `stop`, which waited for the goodbyes
-            if time.monotonic() >= self._leave_old_port_at:
-                self._leave_old_port_at = NEVER
+            if time.monotonic() >= self._leave_old_port_at and self._is_time_to_leave():
                 datagrams.leave_previous()
             left = self._take_in(batches)
             while left:
@@ -310,6 +311,14 @@ class Carrier:
         datagrams.leave_previous()
         for former in self._replaced:
             former.close()
+
+    def _is_time_to_leave(self) -> bool:
+        """Whether nobody has changed the port again meanwhile."""
+        with self._lock:
+            is_time = time.monotonic() >= self._leave_old_port_at
+            if is_time:
+                self._leave_old_port_at = NEVER
+            return is_time
 
     def _take_in(self, batches: Sequence[Batch]) -> Sequence[Batch]:
         """Let the node decide about what has come, and call back; returns what is to be left until then."""

@@ -146,6 +146,8 @@ class DatagramSocket:
         counts_drops = on_linux and set_option(self._socket, socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
         self._receive_one = self._receive_message if self.gro or counts_drops else self._receive_plain
         self.kernel_drops = 0
+        self._drops_told = 0
+        """What the kernel said last; ours has also what former sockets lost."""
         self.errors: dict[str, int] = {}
 
         self._lock = threading.Lock()  # counters and flags; never held in a call that may block
@@ -308,7 +310,8 @@ class DatagramSocket:
             elif level == socket.SOL_SOCKET and kind == SO_RXQ_OVFL:
                 # The kernel counts with 32 bits.
                 drops = int.from_bytes(value[:4], sys.byteorder)
-                self.kernel_drops += (drops - self.kernel_drops) & 0xFFFFFFFF
+                self.kernel_drops += (drops - self._drops_told) & 0xFFFFFFFF
+                self._drops_told = drops
         if flags & socket.MSG_TRUNC:
             raise OSError(errno.EMSGSIZE, "a datagram longer than UDP allows")
         if size >= length:
@@ -450,8 +453,9 @@ class DatagramSocket:
 
     def _refused(self, address: Address, name: str, times: int) -> None:
         self._count(name, times)
-        if self.on_refused is not None:
-            self.on_refused(address, name, times)
+        on_refused = self.on_refused  # it may be taken away meanwhile
+        if on_refused is not None:
+            on_refused(address, name, times)
 
     def _count(self, name: str, times: int = 1) -> None:
         with self._lock:
@@ -524,6 +528,9 @@ class DatagramSocket:
     def abandon(self) -> None:
         """Close the descriptors in a forked child, without a lock that another thread may have held."""
         self._closed = True
+        previous, self._previous = self._previous, []
+        for sock in previous:
+            sock.abandon()
         self._release()
 
     def _release(self) -> None:

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any, Callable
 if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
     from vault_udp_address import Address
+    from vault_udp_errors import check_address
     from vault_udp_packet import Announcement, PacketError
     from vault_udp_replay import NonceCaches
 else:
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address
+    from .vault_udp_errors import check_address
     from .vault_udp_packet import Announcement, PacketError
     from .vault_udp_replay import NonceCaches
 
@@ -237,8 +239,11 @@ class VaultAsymmetricEncryption:
         The same keys again are a no-op. They do not expire.
 
         Raises:
-            InvalidKeyError: not Base64 of 32 bytes, or an enc_key that gives no secret (low order).
+            InvalidArgumentError, InvalidPortError: addr is not an address (both are `ValueError` too).
+            InvalidKeyError: not Base64 of 32 bytes, an enc_key that gives no secret (low order), or one that
+                another identity has shown that it holds; or our own keys were overwritten by `stop`.
         """
+        addr = check_address(addr)
         enc, sign = _key_bytes(enc_key, "enc_key"), _key_bytes(sign_key, "sign_key")
         with self.lock:
             known = self._peers.get(addr)
@@ -247,7 +252,11 @@ class VaultAsymmetricEncryption:
             try:
                 self.store_peer_keys(addr, enc, sign, self._monotonic(), supplied=True)
             except PacketError as error:
-                raise InvalidKeyError("enc_key is a low-order point: it shares no secret") from error
+                raise InvalidKeyError(
+                    "another identity has shown that it holds this enc_key"
+                    if error.reason == "key_of_another"
+                    else "enc_key is a low-order point, which shares no secret, or our own keys are gone"
+                ) from error
             if self.on_peer_keys_supplied is not None:
                 self.on_peer_keys_supplied(addr)
 

@@ -7,6 +7,7 @@ Every error says what was wrong, the value, the limit, and what to do.
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING or not __package__:
@@ -15,6 +16,10 @@ if TYPE_CHECKING or not __package__:
 else:
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address, canonical_host, is_no_host, resolve_literal
+
+
+MAX_RATE_LIMIT = 10**9
+"""Messages a second: beyond it the arithmetic of a limit says nothing any more."""
 
 
 class UDPSocketError(Exception):
@@ -30,7 +35,7 @@ class InvalidPortError(UDPSocketError, ValueError):
 
 
 class InvalidArgumentError(UDPSocketError, ValueError):
-    """An address, a key, a lifetime or a rate limit is not one."""
+    """An address, a key, a path or a number is not one that can be used; the text says which, and why."""
 
 
 class BindError(UDPSocketError, OSError):
@@ -100,15 +105,16 @@ def check_address(addr: object) -> Address:
 
 
 def check_rate_limit(rate_limit: object) -> None:
-    """Pass a number above 0, and None.
+    """Pass a number above 0 and up to a thousand million, and None.
 
     Raises:
         InvalidArgumentError: anything else.
     """
     is_number = isinstance(rate_limit, (int, float)) and not isinstance(rate_limit, bool)
-    if rate_limit is not None and not (is_number and rate_limit > 0):  # type: ignore[operator]
+    if rate_limit is not None and not (is_number and 0 < rate_limit <= MAX_RATE_LIMIT):  # type: ignore[operator]
         raise InvalidArgumentError(
-            f"rate_limit is {rate_limit!r}; it must be a number of messages per second above 0, or None"
+            f"rate_limit is {rate_limit!r}; it must be a number of messages per second, above 0 and at most "
+            f"{MAX_RATE_LIMIT}, or None for no limit"
         )
 
 
@@ -131,6 +137,62 @@ def check_mtu(mtu: object) -> None:
     """
     if mtu is not None and not (type(mtu) is int and 576 <= mtu <= 65535):
         raise InvalidArgumentError(f"mtu is {mtu!r}; it must be an int, 576-65535, or None")
+
+
+def check_bind_address(bind_address: object) -> None:
+    """Pass the text of an IP address, and None.
+
+    Raises:
+        InvalidArgumentError: anything else.
+    """
+    if bind_address is None:
+        return
+    literal = resolve_literal(bind_address) if isinstance(bind_address, str) else None
+    if literal is None:
+        raise InvalidArgumentError(f"bind_address is {bind_address!r}; it must be an IPv4 or IPv6 address")
+    if literal.startswith("fe80:") and "%" not in literal:
+        raise InvalidArgumentError(
+            f"bind_address is {bind_address!r}; a link-local address needs its interface, as in "
+            f"{literal + '%eth0'!r}"
+        )
+
+
+def check_files(identity_file: object, known_peers_file: object) -> None:
+    """Pass the paths of two files, and None for either.
+
+    Raises:
+        InvalidArgumentError: no paths, or one for both.
+    """
+    paths = []
+    for name, path in (("identity_file", identity_file), ("known_peers_file", known_peers_file)):
+        text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+        if path is not None and (not isinstance(text, str) or "\0" in text):
+            raise InvalidArgumentError(
+                f"{name} is {path!r}; it must be the path of a file, a str or os.PathLike"
+            )
+        paths.append(text)
+    identity, known_peers = paths
+    if identity is None or known_peers is None:
+        return
+    if os.path.realpath(identity) == os.path.realpath(known_peers):
+        raise InvalidArgumentError(
+            f"identity_file and known_peers_file are both {identity!r}; give each its own"
+        )
+
+
+def check_text(text: str) -> bytes:
+    """A text as UTF-8.
+
+    Raises:
+        InvalidArgumentError: it has half a character, which UTF-8 has not.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidArgumentError(
+            f"the text has half a character (a lone surrogate) at {error.start}, which UTF-8 has not; "
+            "send bytes"
+        ) from None
 
 
 def check_identity(key: object) -> bytes:

@@ -3,7 +3,7 @@
 
 The way in, cheapest check first, nothing believed before it has authenticated:
 
-    length -> tag of a session -> base peer of that address -> clear announcement -> answer to an unknown tag
+    tag of a session -> length -> clear announcement -> base peer of that address -> answer to an unknown tag
 
 The way out: `queue` while there are no keys, `seal_messages` once there are.
 
@@ -248,6 +248,8 @@ class Node(Upkeep):
                 self._came_up(peer, now)
             if pair.open_tag not in self.tags:
                 break  # it was a goodbye: what bears the tag still is judged as anybody's
+        if heard and not peer.added:
+            self.table.heard(peer)
         if messages:
             session.note_data(now)
             self._deliver(peer, messages, now)
@@ -286,8 +288,6 @@ class Node(Upkeep):
         peer.received += len(messages)
         if messages:
             self.deliveries.append((peer.name, messages))
-        if not peer.added:
-            self.table.heard(peer)
 
     def _merged(self, peer: Peer, name: Address | None, now: float) -> None:
         """An added entry, of that name, has turned out to be this peer, which was known already."""
@@ -436,9 +436,16 @@ class Node(Upkeep):
         self.schedule(peer)
         return messages is not None
 
+    def count_undelivered(self, reason: str, address: Address) -> None:
+        """A message that was accepted from the peer of that name reaches nobody."""
+        self.counters[reason] += 1
+        peer = self.table.by_name.get(address)
+        if peer is not None:
+            peer.count(reason, 1)
+
     def note_refused(self, endpoint: Address, reason: str, count: int) -> None:
         """The system has refused datagrams of ours to `endpoint`, for another reason than their size."""
-        peer = self._sent_to(endpoint)
+        peer = self.table.at(endpoint)  # not `_sent_to`: answers to strangers are nobody's, and many
         if peer is not None:
             peer.count(reason, count)
 

@@ -98,7 +98,7 @@ class Peer:
         self.session = session
         self.added = False
         self.supplied: bytes | None = None
-        """The identity that the user gave with the address."""
+        """The only identity accepted here: given with the address, or known by the file of known peers."""
         self.remembered: list[Address] = []
         """Names under which the identity was told to be remembered."""
         self.identity = b""

@@ -12,9 +12,9 @@ import threading
 from typing import TYPE_CHECKING, Any, Callable, Iterable, List
 
 if TYPE_CHECKING or not __package__:
-    from vault_udp_address import Address, ascii_host, normalize
+    from vault_udp_address import Address, ascii_host, is_no_host, normalize
 else:
-    from .vault_udp_address import Address, ascii_host, normalize
+    from .vault_udp_address import Address, ascii_host, is_no_host, normalize
 
 MAX_THREADS = 4
 """Names that are looked up at a time; more wait."""
@@ -78,7 +78,9 @@ class Resolver:
             found = self._getaddrinfo(host, name[1], self._family, socket.SOCK_DGRAM, socket.IPPROTO_UDP)
         except (OSError, ValueError) as error:
             return [], getattr(error, "strerror", None) or str(error)
-        addresses = list(dict.fromkeys(normalize(entry[4]) for entry in found))
+        places = dict.fromkeys(normalize(entry[4]) for entry in found)
+        # Whoever runs the name server must not make us speak to everybody in our network.
+        addresses = [place for place in places if not is_no_host(place[0])]
         return addresses, "" if addresses else "no address that this socket can reach"
 
     def _tell(self, name: Address, addresses: list[Address], why: str) -> None:

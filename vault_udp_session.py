@@ -307,6 +307,11 @@ class Session(Channel):
             self._rekey_at = NEVER
         if self.send is None or pair.from_hello or pair.order > self.send.order:
             if pair.from_hello:
+                if pair.theirs != self.enc:
+                    # A hello that came meanwhile was a recorded one: it is this key that somebody has now.
+                    superseded = [key for key in self._superseded if key != pair.theirs]
+                    self._superseded = [*superseded[1 - MAX_SUPERSEDED :], self.enc]
+                    self.enc, self.epoch, pair.outdated = pair.theirs, -1, False
                 pair.order, pair.from_hello = pair.mine.epoch + self.epoch, False
                 # What has not opened, or is of another key of the peer's, is of a process that may be gone:
                 # nothing of it that is still on its way may take over or say goodbye.

@@ -37,7 +37,7 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
     Functions, lambdas, partials, callable objects and methods of objects that cannot be weakly referenced
     (``list.append``) are held strongly, until they are disconnected.
 
-    ``on_error(slot, exception)`` is called for each ``Exception`` that a slot raises; the other slots are
+    ``on_error(slot, exception)`` is called for each exception that a slot raises; the other slots are
     called all the same.  Without it, a slot that raises is logged with its traceback when it begins to fail,
     and again only after it has succeeded in between.  ``errors`` counts what was raised in either case.
 
@@ -46,7 +46,7 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
 
     def __init__(
         self,
-        on_error: Callable[[Slot, Exception], None] | None = None,
+        on_error: Callable[[Slot, BaseException], None] | None = None,
         on_connect: Callable[[], None] | None = None,
     ) -> None:
         super().__init__()
@@ -65,7 +65,9 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
         return bool(slots) and any(reference is None or reference() is not None for reference, _ in slots)
 
     def emit(self, *args: Any, **kwargs: Any) -> None:
-        """Call every slot with the arguments; what a slot raises (``Exception``) does not get out of here.
+        """Call every slot with the arguments; what a slot raises does not get out of here.
+
+        That is every ``Exception``, and ``SystemExit``: it would end the thread and nothing else.
 
         A slot that is disconnected while an emit is under way may still be called by that emit, never later.
         """
@@ -82,7 +84,7 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
                         self._replace_slots(without=connection)
                         continue
                     function(instance, *args, **kwargs)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self._handle_error(connection, error)
             else:
                 if self._failing:
@@ -109,7 +111,7 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
                 else:
                     self._failing.pop(id(slots[0]), None)
                     return
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self._handle_error(slots[0], error)
 
     def connect(self, slot: Slot) -> None:
@@ -154,7 +156,7 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
             for connection in removed:
                 self._failing.pop(id(connection), None)
 
-    def _handle_error(self, connection: _Connection, error: Exception) -> None:
+    def _handle_error(self, connection: _Connection, error: BaseException) -> None:
         with self._lock:
             self.errors += 1
             is_news = id(connection) not in self._failing

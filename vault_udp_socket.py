@@ -16,7 +16,7 @@ import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence, Union
+from typing import TYPE_CHECKING, Any, Callable, Sequence, Union
 
 from PySignal import Signal
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_address import Address, canonical_host, is_host, resolve_literal
     from vault_udp_carrier import Carrier
     from vault_udp_datagram import DatagramSocket
+    from vault_udp_delivery import Delivery
     from vault_udp_encryption import InvalidLifetimeError, VaultAsymmetricEncryption, check_lifetime
     from vault_udp_errors import (
         BindError,
@@ -40,11 +41,14 @@ if TYPE_CHECKING or not __package__:
         StoppedError,
         UDPSocketError,
         check_address,
+        check_bind_address,
+        check_files,
         check_identity,
         check_keepalive,
         check_mtu,
         check_port,
         check_rate_limit,
+        check_text,
     )
     from vault_udp_identity import IdentityFile, KnownPeers, Path, fingerprint
     from vault_udp_node import Event, Node
@@ -58,6 +62,7 @@ else:
     from .vault_udp_address import Address, canonical_host, is_host, resolve_literal
     from .vault_udp_carrier import Carrier
     from .vault_udp_datagram import DatagramSocket
+    from .vault_udp_delivery import Delivery
     from .vault_udp_encryption import InvalidLifetimeError, VaultAsymmetricEncryption, check_lifetime
     from .vault_udp_errors import (
         BindError,
@@ -71,11 +76,14 @@ else:
         StoppedError,
         UDPSocketError,
         check_address,
+        check_bind_address,
+        check_files,
         check_identity,
         check_keepalive,
         check_mtu,
         check_port,
         check_rate_limit,
+        check_text,
     )
     from .vault_udp_identity import IdentityFile, KnownPeers, Path, fingerprint
     from .vault_udp_node import Event, Node
@@ -128,11 +136,6 @@ TOTAL_OVERHEAD = (
     IP_HEADER_SIZE + UDP_HEADER_SIZE + NACL_BOX_OVERHEAD + MSGPACK_OVERHEAD + REPLAY_PROTECTION_OVERHEAD
 )
 """Bytes between an interface's MTU and the room that `get_stats()['mtu']` shows."""
-
-MAX_EARLY_MESSAGES = 256
-MAX_EARLY_BYTES = 4 << 20
-"""Messages kept for the first slot to be connected, and their bytes; the oldest go first."""
-NOT_TEXT_WARNING_INTERVAL = 60.0
 
 
 class UDPSocketClass(Carrier):
@@ -188,14 +191,19 @@ class UDPSocketClass(Carrier):
     ) -> None:
         check_port(recv_port, lowest=0)
         check_mtu(mtu)
-        _check_files(identity_file, known_peers_file)
+        check_rate_limit(rate_limit)
+        check_keepalive(keepalive)
+        check_bind_address(bind_address)
+        check_files(identity_file, known_peers_file)
+        try:
+            check_lifetime(lifetime)
+        except InvalidLifetimeError as error:
+            raise InvalidArgumentError(str(error)) from error
         self.mtu = (vault_ip.get_min_mtu() if mtu is None else mtu) - TOTAL_OVERHEAD
         self._bind_address = bind_address
         self._finds_sizes = mtu is None
-        self._early: list[tuple[Address, bytes]] | None = []
-        """Messages that came before the first slot was connected; None from then on."""
-        self.udp_recv_data = SafeSignal(on_connect=self._slot_connected)
-        self.udp_recv_bytes = SafeSignal(on_connect=self._slot_connected)
+        self._delivery = Delivery(self._wake_receiver, self._count_undelivered)
+        self.udp_recv_data, self.udp_recv_bytes = self._delivery.texts, self._delivery.everything
         self.udp_peer_ready = SafeSignal()
         self.udp_peer_lost = SafeSignal()
         self.udp_peer_rejected = SafeSignal()
@@ -208,12 +216,6 @@ class UDPSocketClass(Carrier):
         )
         self.udp_send_data = Signal()
         self.udp_send_data.connect(self.send_data)
-        check_rate_limit(rate_limit)
-        check_keepalive(keepalive)
-        try:
-            check_lifetime(lifetime)
-        except InvalidLifetimeError as error:
-            raise InvalidArgumentError(str(error)) from error
         self._known_peers = KnownPeers(known_peers_file) if known_peers_file is not None else None
         self._identity_file = IdentityFile(identity_file) if identity_file is not None else None
         keys = self._identity_file.take_identity() if self._identity_file is not None else (None, None)
@@ -237,7 +239,6 @@ class UDPSocketClass(Carrier):
                 wall=time.time(),
             )
             super().__init__(encryption, datagrams, node)
-            self._warned_not_text_at = float("-inf")
             self._start()
         except BaseException:
             if datagrams is not None:
@@ -292,6 +293,8 @@ class UDPSocketClass(Carrier):
     def remove_peer(self, addr: Address) -> None:
         """Say goodbye to a peer and forget it and its keys; nothing happens if it is not known.
 
+        A peer with several names loses this one; it is said goodbye to under the last.
+
         Raises:
             InvalidArgumentError, InvalidPortError: addr is not an address.
             StoppedError: after `stop`.
@@ -308,19 +311,33 @@ class UDPSocketClass(Carrier):
             return self._node.table.added_names()
 
     def get_peers_by_ip(self, ip: str) -> list[Address]:
-        """The addresses of the added peers with this IP; a host's name counts as it is."""
+        """The addresses of the added peers with this IP; a host's name counts as it is.
+
+        Raises:
+            InvalidArgumentError: ip is no text.
+        """
+        if not isinstance(ip, str):
+            raise InvalidArgumentError(f"ip is {ip!r}, a {type(ip).__name__}; it must be a str")
         ip = resolve_literal(ip) or canonical_host(ip) or ip
         return [addr for addr in self.get_peers() if addr[0] == ip]
 
     def has_peer(self, addr: Address) -> bool:
-        """Whether this address was added."""
+        """Whether this address was added.
+
+        Raises:
+            InvalidArgumentError, InvalidPortError: addr is not an address.
+        """
         address = check_address(addr)
         with self._lock:
             peer = self._node.table.by_name.get(address)
             return peer is not None and peer.added
 
     def get_peer_key(self, addr: Address) -> str | None:
-        """The identity (Base64) that the peer at `addr` has proved; None as long as it has not."""
+        """The identity (Base64) that the peer at `addr` has proved; None as long as it has not.
+
+        Raises:
+            InvalidArgumentError, InvalidPortError: addr is not an address.
+        """
         address = check_address(addr)
         with self._lock:
             peer = self._node.table.settled_at(address)
@@ -347,6 +364,9 @@ class UDPSocketClass(Carrier):
             (bytes of a body now), ``clock_offset`` and ``round_trip`` (seconds), ``last_heard`` (seconds
             ago), ``waiting``, ``sent`` and ``received`` (messages), ``counters`` (what was dropped of what it
             sent or was to get, by reason, as in `get_stats`).
+
+        Raises:
+            InvalidArgumentError, InvalidPortError: addr is not an address.
         """
         address = check_address(addr)
         with self._lock:
@@ -365,7 +385,9 @@ class UDPSocketClass(Carrier):
             raise UDPSocketError("wait_ready was called in a callback; connect udp_peer_ready instead")
         with self._lock:
             self._check_running()
-            return self._ready.wait_for(lambda: self._is_ready_locked(address), timeout)
+            return self._ready.wait_for(
+                lambda: self._is_ready_locked(address), min(timeout, threading.TIMEOUT_MAX)
+            )
 
     def _is_ready_locked(self, address: Address) -> bool:
         self._check_running()
@@ -389,13 +411,17 @@ class UDPSocketClass(Carrier):
             TypeError: data is neither str nor bytes.
             MessageTooLargeError: it does not fit into a datagram to this peer now (or to the one of all that
                 takes the least), compressed as hard as can be.
-            InvalidArgumentError, InvalidPortError: addr is not an address, or a name that was not added.
+            InvalidArgumentError, InvalidPortError: addr is not an address, or a name that was not added; or
+                the text has half a character (a lone surrogate), which UTF-8 has not.
             StoppedError: after `stop`.
         """
         # The way of a burst: what waits for this peer is still to be taken by the send thread, so one message
         # more needs no lock. `laned` is looked at again behind it: the send thread clears it before it looks
         # into the lane, so either it sees the message, or we see that it may not have.
-        peer = self._by_name.get(addr) if addr.__class__ is tuple else None
+        try:
+            peer = self._by_name.get(addr) if addr.__class__ is tuple else None
+        except TypeError:  # something in it cannot be looked up: `check_address` says what
+            peer = None
         if peer is not None and data.__class__ is bytes and len(data) <= peer.room:
             if peer.laned and len(peer.lane) < self._lane_size:
                 peer.lane.append(data)
@@ -407,7 +433,7 @@ class UDPSocketClass(Carrier):
                 self._send((peer,), data)
             return
         if isinstance(data, str):
-            data = data.encode()
+            data = check_text(data)
         elif not isinstance(data, bytes):
             raise TypeError(f"data must be str or bytes, not {type(data).__name__}")
         address = check_address(addr) if addr is not None else None
@@ -444,35 +470,14 @@ class UDPSocketClass(Carrier):
     # ----------------------------------------------------------------------------------------- receiving
 
     def _deliver_all(self, deliveries: Sequence[tuple[Address, Sequence[bytes]]]) -> None:
-        if self._early is not None:
-            self._keep_early(deliveries)
-            return
-        for address, messages in deliveries:
-            self._deliver(address, messages)
+        self._delivery.deliver_all(deliveries)
 
-    def _keep_early(self, deliveries: Sequence[tuple[Address, Sequence[bytes]]]) -> None:
-        # Threads run before the constructor returns, so a peer may be faster than the line that connects.
-        assert self._early is not None
-        early = self._early
-        early += [(address, message) for address, messages in deliveries for message in messages]
-        if self.udp_recv_data.connected or self.udp_recv_bytes.connected:
-            self._early = None
-            for address, message in early:
-                self._deliver(address, (message,))
-            return
-        surplus = max(0, len(early) - MAX_EARLY_MESSAGES)
-        size = sum(len(message) for _, message in early[surplus:])
-        while size > MAX_EARLY_BYTES:
-            size -= len(early[surplus][1])
-            surplus += 1
-        if surplus:
-            with self._lock:
-                self._node.counters["nobody_connected"] += surplus
-            del early[:surplus]
+    def _wake_receiver(self) -> None:
+        self._datagrams.wake()
 
-    def _slot_connected(self) -> None:
-        if self._early is not None:
-            self._datagrams.wake()
+    def _count_undelivered(self, reason: str, address: Address) -> None:
+        with self._lock:
+            self._node.count_undelivered(reason, address)
 
     def _tell(self, event: Event) -> None:
         if event.kind == "ready":
@@ -492,28 +497,6 @@ class UDPSocketClass(Carrier):
             with self._lock:
                 self._node.counters["known_peer_not_written"] += 1
             logger.error("%s: its identity could not be written down: %s", address, error)
-
-    def _deliver(self, address: Address, messages: Sequence[bytes]) -> None:
-        self.udp_recv_bytes.emit_each(messages, address)
-        if self.udp_recv_data.connected:
-            self.udp_recv_data.emit_each(self._texts(messages, address), address)
-
-    def _texts(self, messages: Sequence[bytes], address: Address) -> Iterator[str]:
-        for message in messages:
-            try:
-                yield message.decode()
-            except UnicodeDecodeError:
-                self._note_not_text(address)
-
-    def _note_not_text(self, address: Address) -> None:
-        if self.udp_recv_bytes.connected:
-            return
-        with self._lock:
-            self._node.counters["not_text_and_no_bytes_slot"] += 1
-        now = time.monotonic()
-        if now - self._warned_not_text_at >= NOT_TEXT_WARNING_INTERVAL:
-            self._warned_not_text_at = now
-            logger.warning("%s sends data that is not UTF-8; connect udp_recv_bytes for it", address)
 
     # ------------------------------------------------------------------------------------- configuration
 
@@ -616,7 +599,7 @@ class UDPSocketClass(Carrier):
         for signal in self._callback_signals:
             signal.block(True)  # what has been received, but not yet passed on, stays so
             signal.on_connect = None
-        self._stop_threads(timeout)
+        self._stop_threads(min(timeout, threading.TIMEOUT_MAX))
         self._release_identity()
 
     def _abandon_files(self) -> None:
@@ -646,23 +629,11 @@ def _lookup(known_peers: KnownPeers | None) -> Callable[[Address], bytes | None]
     return known_key
 
 
-def _check_files(identity_file: Path | None, known_peers_file: Path | None) -> None:
-    if identity_file is None or known_peers_file is None:
-        return
-    if os.path.realpath(identity_file) == os.path.realpath(known_peers_file):
-        raise InvalidArgumentError(
-            f"identity_file and known_peers_file are both {identity_file!r}; give each its own"
-        )
-
-
 def _bind(port: int, bind_address: str | None, *, fragments: bool) -> DatagramSocket:
-    is_text = isinstance(bind_address, str)
-    if bind_address is not None and (not is_text or resolve_literal(bind_address) is None):
-        raise InvalidArgumentError(f"bind_address is {bind_address!r}; it must be an IPv4 or IPv6 address")
     try:
         return DatagramSocket(port, bind_address, fragments=fragments)
     except OSError as error:
-        if error.errno == errno.EADDRNOTAVAIL:
+        if bind_address is not None and error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV, errno.EINVAL):
             raise BindError(
                 error.errno,
                 f"bind_address {bind_address!r} is no address of this machine; use one of those that "

@@ -10,14 +10,15 @@ signing key here) and public keys (RFC 8032), and the symmetric keys of XSalsa20
 
 What may look alarming, and why it is safe:
 
-- `seal` and `open_sealed` are on the way of every datagram, so they call libsodium through PyNaCl's cffi
-  handles instead of `nacl.bindings`, which checks more slowly what is checked here. The handles are private
-  to PyNaCl: at import their results are compared with those of `nacl.bindings`, which is used instead should
-  they be missing or differ. C reads fixed lengths from the pointers it gets, so key and nonce are measured
-  before each call.
-- cffi releases the GIL while libsodium runs. Hence each call has an output buffer of its own. The input is
-  not copied: who passes a bytearray or memoryview to `open_sealed` must not write to it during the call, for
-  what is written between authentication and decryption would be decrypted unauthenticated.
+- `seal` and `open_sealed`, and in sessions those of a `Workspace`, are on the way of every datagram, so they
+  call libsodium through PyNaCl's cffi handles instead of `nacl.bindings`, which checks more slowly what is
+  checked here. The handles are private to PyNaCl: at import their results are compared with those of
+  `nacl.bindings`, which is used instead should they be missing or differ. C reads fixed lengths from the
+  pointers it gets, so key and nonce are measured before each call.
+- cffi releases the GIL while libsodium runs. Hence each call has an output buffer of its own, or its caller a
+  lock (`Workspace`). The input is not copied: who passes a bytearray or memoryview to `open_sealed` must not
+  write to it during the call, for what is written between authentication and decryption would be decrypted
+  unauthenticated.
 - Symmetric keys must be immutable bytes, because a key wiped by one thread while another seals would seal
   under zeros, which anybody can open. Private keys may live in a bytearray that its owner wipes; one that is
   all zeros has been wiped and is refused. Wiping is best effort: Python and libsodium copy keys on the way.
@@ -251,6 +252,7 @@ def _not_authentic() -> DecryptionError:
     return DecryptionError("the message is not authentic: sealed with another key, or changed on the way")
 
 
+# Longer than what travels in jumbo frames; what is longer still is sealed and opened in memory of its own.
 _WORKSPACE_SIZE = 9216
 
 
@@ -270,7 +272,7 @@ def _choose_functions() -> tuple[Seal, OpenSealed]:
 
 
 seal, open_sealed = _choose_functions()
-"""The two functions of the hot path, XSalsa20-Poly1305 under a key that `shared_key` or `derive` gave:
+"""Sealing and opening in memory of their own, by XSalsa20-Poly1305 with a key of `shared_key` or `derive`:
 
 `seal(key, nonce, plain)` returns `nonce[24] ‖ ciphertext`, `BOX_OVERHEAD` longer than `plain`; raises
 `EncryptionError` if `key` or `nonce` has the wrong length. A nonce must never be used twice under one key.
@@ -291,7 +293,7 @@ class Workspace:
             (`len(datagram) - BOX_OVERHEAD` bytes) is left over from earlier calls.
         open_run: `open_run(key, whole, start, size)` opens the datagrams of `size` bytes that lie end to end
             in `whole` from `start` on, one after the other, and yields such a buffer for each; it ends with
-            the first that does not open, or is shorter.
+            the first that does not open or is shorter, and opens none that are longer than `_WORKSPACE_SIZE`.
 
     All take bytes only, datagrams of at most 65,535 bytes.
     """
@@ -352,6 +354,18 @@ def _open_run_of_slices(key: bytes, whole: bytes, start: int, size: int) -> Iter
             yield open_sealed(key, whole[at : at + size])
         except DecryptionError:
             return
+
+
+def _workspace_agrees() -> bool:
+    """Whether a workspace does what `seal` and `open_sealed` do."""
+    key, nonce, plain = b"k" * KEY_SIZE, b"n" * NONCE_SIZE, b"plain text of odd length"
+    sealed, workspace = seal(key, nonce, plain), Workspace()
+    run = [opened[: len(plain)] for opened in workspace.open_run(key, sealed + sealed, 0, len(sealed))]
+    opened = workspace.open(key, sealed)[: len(plain)]
+    return workspace.seal(key, nonce, plain) == sealed and run == [plain, plain] and opened == plain
+
+
+_uses_cffi = _uses_cffi and _workspace_agrees()
 
 
 # --- public layer: keys as Base64 text ---------------------------------------------------------------------

@@ -295,6 +295,7 @@ class NodeState:
         peer.queue.clear()
         if count:
             self.counters[reason] += count
+            peer.count(reason, count)
             logger.warning("%s: %d waiting messages dropped (%s)", peer.name, count, reason)
 
     def note_version(self, sign: bytes, version: int) -> None:

@@ -90,8 +90,17 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         must = f"{sign} {row['must']:g}" if row["must"] is not None else ""
         verdict = "**missed**" if row["verdict"] == "MISSED" else ""
         figure = f"{row['measured']:.3g}" if row["measured"] < 1000 else f"{row['measured']:,.0f}"
-        lines.append(f"| {row['name']} | {figure} {row['unit']} | {must} | {verdict} |")
+        lines.append(
+            f"| {row['name']} | {figure} {row['unit']}{_beside_raw(row['details'])} | {must} | {verdict} |"
+        )
     return "\n".join(lines) + "\n"
+
+
+def _beside_raw(details: Mapping[str, Any]) -> str:
+    """What plain sockets do in the same run: it depends on the machine."""
+    if "raw/s" in details:
+        return f" ({details['messages/s']:,.0f} and {details['raw/s']:,.0f}/s)"
+    return f" (raw: {details['raw %']:.2g} %)" if "raw %" in details else ""
 
 
 def _short(value: object) -> str:

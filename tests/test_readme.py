@@ -26,6 +26,7 @@ from loopback import eventually
 import dev
 import vault_ip
 import vault_udp_carrier
+import vault_udp_delivery
 import vault_udp_encryption
 import vault_udp_keys
 import vault_udp_packet
@@ -605,14 +606,20 @@ def test_numbers_in_the_text_are_those_of_the_code() -> None:
     sizes = vault_udp_packet.FULL_ANNOUNCEMENT_SIZE, vault_udp_packet.SHORT_ANNOUNCEMENT_SIZE
     assert "exactly {} or {} bytes".format(*sizes) in README
     assert f"waits when {vault_udp_carrier.LANE_SIZE} messages" in README
-    assert f"up to {vault_udp_socket.MAX_EARLY_MESSAGES} messages" in README
+    assert f"up to {vault_udp_delivery.MAX_EARLY_MESSAGES} messages" in README
     header = vault_udp_keys.SEALED_OVERHEAD
     assert header == vault_udp_socket.NACL_BOX_OVERHEAD + vault_udp_socket.REPLAY_PROTECTION_OVERHEAD
 
 
 # ------------------------------------------------------------------------------------------------ counters
 
-REASON_ARGUMENT = {"PacketError": 0, "count_drop": 0, "count_loss": 0, "drop_waiting": 1}
+REASON_ARGUMENT = {
+    "PacketError": 0,
+    "count_drop": 0,
+    "count_loss": 0,
+    "drop_waiting": 1,
+    "_count_undelivered": 0,
+}
 """Which argument of a call is a reason that is counted."""
 # Made from names that are not in the source as such.
 ALWAYS_THERE = {"sent", "received", "kernel_drops", "callback_errors", "socket_NAME"}

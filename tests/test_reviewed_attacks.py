@@ -11,14 +11,14 @@ from typing import Callable
 
 import msgpack
 import pytest
-from fakenet import EPOCH, FakeNet, Outsider, both_ready
+from fakenet import EPOCH, FakeNet, Host, Outsider, both_ready
 from hypothesis import given
 from hypothesis import strategies as st
 from loopback import PATIENCE, address_of, eventually
 
+import vault_udp_delivery
 import vault_udp_packet as packet
 import vault_udp_replay
-import vault_udp_socket
 import vault_udp_socket_helper as crypto
 from vault_udp_encryption import VaultAsymmetricEncryption
 from vault_udp_keys import NO_KEY, Hello, read_hello_untrusted
@@ -179,7 +179,7 @@ def strangers_session(sock: UDPSocketClass, to: UDPSocketClass) -> None:
 
 
 def test_early_messages_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vault_udp_socket, "MAX_EARLY_BYTES", 3 << 20)
+    monkeypatch.setattr(vault_udp_delivery, "MAX_EARLY_BYTES", 3 << 20)
     zeros = bytes(1 << 20)
     with UDPSocketClass(0) as receiver, UDPSocketClass(0) as sender:
         strangers_session(sender, receiver)
@@ -240,35 +240,118 @@ def test_bounded_caches_accept_nothing_twice(arrivals: list[tuple[int, int]]) ->
 # ----------------------------------------------------------------------------------- a source port taken over
 
 
+class BasePeerOnSource:
+    """Sealed datagrams of a base peer, from whatever source they are said to come."""
+
+    def __init__(self, net: FakeNet, ours: Host, home: tuple[str, int]) -> None:
+        self.net, self.home, self.keys = net, home, encryption_on(net)
+        our_key = crypto.enc_public_of(bytes(ours.encryption._enc_private))
+        self._shared = crypto.shared_key(bytes(self.keys._enc_private), our_key)
+
+    def announce(self) -> None:
+        self.net.inject(self.home, A, base_announcement(self.keys, self.home[1], 700))
+
+    def send(self, source: tuple[str, int], text: bytes) -> None:
+        inside = os.urandom(16) + struct.pack(">d", EPOCH + self.net.now - 1)
+        body = packet.make_payload_body(packet.store_frame(text), 300)
+        self.net.inject(source, A, crypto.seal(self._shared, os.urandom(24), inside + body))
+
+
 def test_a_base_peer_keeps_the_source_that_it_has_shown() -> None:
     net = FakeNet()
     home, source = ("10.0.0.2", 11000), ("10.0.0.2", 40000)
     alice = net.node(A, home)
-    bob, mallory = encryption_on(net), encryption_on(net)
-    alice_key = crypto.enc_public_of(bytes(alice.encryption._enc_private))
-
-    def sealed(by: VaultAsymmetricEncryption, text: bytes) -> bytes:
-        shared = crypto.shared_key(bytes(by._enc_private), alice_key)
-        inside = os.urandom(16) + struct.pack(">d", EPOCH + net.now - 1)
-        body = packet.make_payload_body(packet.store_frame(text), 300)
-        return crypto.seal(shared, os.urandom(24), inside + body)
-
-    net.inject(home, A, base_announcement(bob, home[1], 700))
-    net.inject(source, A, sealed(bob, b"first"))
+    bob, mallory = BasePeerOnSource(net, alice, home), BasePeerOnSource(net, alice, ("10.0.0.2", 777))
+    bob.announce()
+    net.run(0.01)
+    bob.send(source, b"first")
     net.run(1)
-    net.inject(("10.0.0.2", 777), A, base_announcement(mallory, 777, 700))
+    mallory.announce()
     until, sent = net.now + 5, []
 
     def speak() -> None:
         sent.append(b"bob's")
-        net.inject(source, A, sealed(bob, b"bob's"))
+        bob.send(source, b"bob's")
 
     net.every(0.1, speak, until=until)
-    net.every(0.09, lambda: net.inject(source, A, sealed(mallory, b"forged source")), until=until)
+    net.every(0.09, lambda: mallory.send(source, b"forged source"), until=until)
     net.every(0.004, lambda: net.inject(("10.0.0.2", 50000), A, b"\x01" + os.urandom(67)), until=until)
     net.run(6)
     assert alice.messages_from(home)[1:] == sent != []
-    assert alice.node.counters["trial_budget"] > 0, "the junk has spent what there was"
+
+
+def test_a_source_port_that_another_program_uses_now_costs_no_trials() -> None:
+    net = FakeNet()
+    alice = net.node(A)
+    source = ("10.0.0.2", 40000)
+    first = BasePeerOnSource(net, alice, ("10.0.0.2", 11000))
+    second = BasePeerOnSource(net, alice, ("10.0.0.2", 12000))
+    for peer in (first, second):
+        peer.announce()
+        net.run(0.01)
+        peer.send(source, b"first")
+        net.run(0.01)
+    for _ in range(500):
+        second.send(source, b"text")
+        net.run(0.004)
+    assert len(alice.messages_from(second.home)) == 501
+    assert alice.node.counters["trial_budget"] == 0
+
+
+def test_who_claims_a_source_before_its_owner_does_not_shut_him_out() -> None:
+    net = FakeNet()
+    home, source = ("10.0.0.2", 11000), ("10.0.0.2", 40000)
+    alice = net.node(A, home)
+    bob, mallory = BasePeerOnSource(net, alice, home), BasePeerOnSource(net, alice, ("10.0.0.2", 777))
+    for peer in (mallory, bob):
+        peer.announce()
+        net.run(0.01)
+        peer.send(source, b"text")
+        net.run(0.01)
+    for number in range(400):
+        net.inject(("10.0.0.2", 50000), A, b"\x01" + os.urandom(67))
+        if number % 10 == 0:
+            bob.send(source, b"text")
+        net.run(0.004)
+    assert alice.messages_from(home) == [b"text"] * 41
+
+
+@pytest.mark.parametrize("size", [366, 370, 400, 700])
+def test_a_short_announcement_of_a_new_peer_is_answered(size: int) -> None:
+    net = FakeNet(delay=0.01)
+    net.node(A)
+    outsider, keys = net.outsider(B), encryption_on(net)
+    outsider.send(A, base_announcement(keys, B[1], size))
+    net.run(1)
+    (answer,) = [data for _, data in outsider.received]
+    assert len(answer) == size
+    outsider.send(A, base_announcement(keys, B[1], size))
+    net.run(1)
+    assert len(outsider.received) == (2 if size >= 400 else 1), "without room for the mark, once"
+
+
+def test_a_hello_replayed_while_a_newer_one_is_confirmed_does_no_harm() -> None:
+    """The peer has ended and begun anew; before the first datagram of its new session comes its old hello."""
+    net = FakeNet(3, delay=0.05)
+    alice, bob = net.node(A, B, lifetime=30), net.node(B, A, lifetime=30)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(1)
+    recorded = [sent.data for sent in net.sent if sent.src == B and packet.looks_clear(sent.data)]
+    bob.stop()
+    net.run(0.5)
+    bob.restart(A)
+    session = alice.peer(B).session
+    assert net.run_until(lambda: bool(session.enc) and session.enc == bob.node.local.current.public)
+    assert session.send is None
+    net.inject(B, A, recorded[-1])
+    assert session.enc != bob.node.local.current.public, "it is taken for the newer one"
+    net.every(1.0, lambda: alice.send(B, b"text"), until=net.now + 120)
+    net.every(1.0, lambda: bob.send(A, b"text"), until=net.now + 120)
+    net.run(125)
+    assert alice.kinds_of_events(B)[-1] == "ready"
+    assert alice.kinds_of_events(B).count("lost") == 1, "the goodbye"
+    assert alice.node.counters["unknown_tag"] + bob.node.counters["unknown_tag"] < 5
+    assert session.enc == bob.node.local.current.public
 
 
 # -------------------------------------------------------------------------------------------- a flood of logs

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 from fakenet import FakeNet, both_ready, flip_bit
@@ -67,14 +68,26 @@ def test_a_run_ends_with_what_is_not_authentic(workspace: crypto.Workspace) -> N
 
 @pytest.mark.parametrize("start", [-44, -1, 1, 44, 45, 1 << 40])
 def test_nothing_outside_of_the_string_is_read(workspace: crypto.Workspace, start: int) -> None:
+    """On both sides lies what would open."""
     sealed = workspace.seal(KEY, NONCE, b"text")
-    assert opened(workspace, sealed, 0, len(sealed)) == [b"text"]
-    assert opened(workspace, sealed, start, len(sealed)) == []
+    whole: Any = memoryview(sealed * 3)[44:88]
+    assert opened(workspace, whole, 0, 44) == [b"text"]
+    assert opened(workspace, whole, start, 44) == []
 
 
 @pytest.mark.parametrize("size", [-1, 0, 39, 43, 45, 65_537])
 def test_other_lengths_do_not_open(workspace: crypto.Workspace, size: int) -> None:
     assert opened(workspace, workspace.seal(KEY, NONCE, b"text"), 0, size) == []
+
+
+@pytest.mark.parametrize("size", [9216, 9217, 65_535])
+def test_the_longest_datagrams_open_one_by_one_at_least(workspace: crypto.Workspace, size: int) -> None:
+    text = os.urandom(size - crypto.BOX_OVERHEAD)
+    sealed = workspace.seal(KEY, NONCE, text)
+    assert len(sealed) == size
+    assert workspace.open(KEY, sealed)[: len(text)] == text
+    in_a_run = opened(workspace, sealed * 2, 0, size)
+    assert in_a_run == [text, text] or (in_a_run == [] and size > crypto._WORKSPACE_SIZE)
 
 
 @pytest.mark.parametrize("key", [KEY[:-1], KEY + b"k", b"", b"x" * crypto.KEY_SIZE])
@@ -84,7 +97,7 @@ def test_another_key_opens_nothing(workspace: crypto.Workspace, key: bytes) -> N
 
 
 def test_messages_in_order_are_read_without_cutting_their_datagrams_out() -> None:
-    """One cut to find whose the batch is, and none for each datagram that follows."""
+    """The first is cut out, to find whose they are and for itself, and none of those that follow."""
     cut: list[int] = []
 
     class Counting(Segments):

@@ -21,7 +21,7 @@ from loopback import (
     plain_socket,
 )
 
-import vault_udp_socket
+import vault_udp_delivery
 from vault_udp_datagram import DatagramSocket
 from vault_udp_node import Event, Node
 from vault_udp_socket import StoppedError, UDPSocketClass
@@ -46,7 +46,7 @@ def test_what_arrives_before_a_slot_is_connected_is_kept() -> None:
 
 
 def test_what_is_kept_for_the_first_slot_is_bounded_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vault_udp_socket, "MAX_EARLY_MESSAGES", 3)
+    monkeypatch.setattr(vault_udp_delivery, "MAX_EARLY_MESSAGES", 3)
     with UDPSocketClass(0) as a, UDPSocketClass(0) as b:
         a.add_peer(address_of(b))
         for number in range(5):

@@ -16,8 +16,14 @@ import pytest
 from fakenet import FakeNet, both_ready
 from loopback import PATIENCE, Collector, address_of, eventually, on_posix
 
-from vault_udp_errors import check_keepalive
-from vault_udp_socket import BindError, InvalidArgumentError, MessageTooLargeError, UDPSocketClass
+from vault_udp_socket import (
+    BindError,
+    InvalidArgumentError,
+    InvalidPortError,
+    MessageTooLargeError,
+    UDPSocketClass,
+)
+from vault_udp_socket_helper import generate_keys_asym
 
 ROOT = Path(__file__).resolve().parent.parent
 A, B = ("10.0.0.1", 1001), ("10.0.0.2", 1002)
@@ -38,6 +44,7 @@ def test_addresses_of_no_single_host_are_refused(ip: str) -> None:
 )
 def test_other_addresses_are_not(host: str) -> None:
     with UDPSocketClass(0) as sock:
+        sock._resolver._getaddrinfo = lambda *_, **__: []  # no name server is asked
         sock.add_peer((host, 8000))
         assert len(sock.get_peers()) == 1
 
@@ -58,10 +65,84 @@ def test_a_bind_address_is_text(bind_address: Any) -> None:
         UDPSocketClass(0, bind_address=bind_address)
 
 
-@pytest.mark.parametrize("seconds", [float("inf"), float("nan"), 0.5])
-def test_keepalive_is_a_number_of_seconds(seconds: float) -> None:
-    with pytest.raises(InvalidArgumentError, match="keepalive"):
-        check_keepalive(seconds)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("keepalive", float("inf")), ("keepalive", float("nan")), ("keepalive", 0.5),
+        ("rate_limit", float("inf")), ("rate_limit", float("nan")), ("rate_limit", 10**400),
+        ("identity_file", 5), ("identity_file", b"bytes"), ("identity_file", "a\0b"),
+        ("known_peers_file", 5), ("known_peers_file", "a\0b"), ("bind_address", "fe80::1"),
+    ],
+)  # fmt: skip
+def test_arguments_that_cannot_be_used_are_named(name: str, value: Any) -> None:
+    arguments: dict[str, Any] = {name: value}
+    with pytest.raises(InvalidArgumentError, match=name):
+        UDPSocketClass(0, **arguments)
+
+
+def test_the_highest_rate_limit_limits_nothing() -> None:
+    with UDPSocketClass(0, 10**9) as receiver, UDPSocketClass(0) as sender:
+        got: list[bytes] = []
+        receiver.udp_recv_bytes.connect(lambda data, addr: got.append(data))
+        sender.add_peer(address_of(receiver))
+        assert sender.wait_ready(address_of(receiver), PATIENCE)
+        for _ in range(500):
+            sender.send_data(b"text")
+        eventually(lambda: len(got) == 500, "all have come")
+
+
+def test_data_and_addresses_that_cannot_be_sent_are_named() -> None:
+    with UDPSocketClass(0) as sock:
+        sock.add_peer(("127.0.0.1", 9))
+        with pytest.raises(InvalidArgumentError, match="half a character"):
+            sock.send_data("\ud800")
+        unhashable: Any = (["127.0.0.1"], 9)
+        with pytest.raises(InvalidArgumentError, match="must be a tuple"):
+            sock.send_data(b"text", unhashable)
+        no_text: Any = 5
+        with pytest.raises(InvalidArgumentError, match="must be a str"):
+            sock.get_peers_by_ip(no_text)
+
+
+@pytest.mark.parametrize("addr", [("127.0.0.1", 0), ("127.0.0.1", 70_000), ("127.0.0.1", "9"), "127.0.0.1"])
+def test_keys_for_what_is_no_address_are_refused(addr: Any) -> None:
+    enc_public, _, sign_public, _ = generate_keys_asym()
+    with UDPSocketClass(0) as sock:
+        with pytest.raises((InvalidArgumentError, InvalidPortError)):
+            sock._encryption.update_peer_keys(addr, enc_public, sign_public)
+        assert sock._sender.is_alive()
+        assert sock.get_stats()["encryption_stats"]["active_peer_keys"] == 0
+
+
+def test_a_callback_that_exits_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with UDPSocketClass(0) as receiver, UDPSocketClass(0) as sender:
+        receiver.udp_recv_data.connect(lambda data, addr: sys.exit())
+        got = Collector[Any]()
+        receiver.udp_recv_bytes.connect(lambda data, addr: got(data))
+        for _ in range(2):
+            sender.send_data(b"text", address_of(receiver))
+        assert got.wait_for(2) == [b"text"] * 2
+        eventually(lambda: receiver.get_stats()["counters"]["callback_errors"] == 2, "both are counted")
+    assert "raised; it stays connected" in caplog.text
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 1e10])
+def test_times_without_end_are_no_errors(timeout: float) -> None:
+    sock, other = UDPSocketClass(0), UDPSocketClass(0)
+    with other:
+        sock.add_peer(address_of(other))
+        assert sock.wait_ready(address_of(other), timeout)
+        sock.stop(timeout)
+    assert not sock._receiver.is_alive()
+
+
+def test_what_waited_is_counted_for_the_peer_too() -> None:
+    net = FakeNet()
+    alice = net.node(A, B)
+    alice.send(B, b"one", b"two")
+    peer = alice.peer(B)
+    alice.node.close(net.now)
+    assert peer.counters == {"lost_at_stop": 2}
 
 
 def test_one_file_cannot_be_both(tmp_path: Path) -> None:
@@ -154,10 +235,12 @@ def test_the_end_of_a_forked_child_leaves_the_parents_sockets_alone() -> None:
 
 def test_a_callback_that_hangs_does_not_hold_up_the_end_for_long() -> None:
     program = """
-        import threading, time
+        import threading
         import vault_udp_carrier
         from vault_udp_socket import UDPSocketClass
         vault_udp_carrier.TIMEOUT_AT_EXIT = 0.1
+        stop = UDPSocketClass.stop
+        UDPSocketClass.stop = lambda self, timeout: print(timeout) or stop(self, timeout)
         one, other = UDPSocketClass(0), UDPSocketClass(0)
         entered = threading.Event()
         def hang(data, addr):
@@ -167,7 +250,11 @@ def test_a_callback_that_hangs_does_not_hold_up_the_end_for_long() -> None:
         other.send_data("text", ("127.0.0.1", one.recv_port))
         assert entered.wait(10)
         """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, check=True, timeout=30)
+    code = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(code, cwd=ROOT, check=True, timeout=30, stdout=subprocess.PIPE, text=True)
+    timeouts = [float(text) for text in done.stdout.split()]
+    assert len(timeouts) == 2
+    assert max(timeouts) <= 0.1, "both share it"
 
 
 def test_messages_above_the_rate_limit_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What becomes of messages that were accepted: the two signals, and what waits for their first slot.
+
+Only for the receive thread, without the lock; connecting is for any thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Callable, Iterator, Sequence
+
+if TYPE_CHECKING or not __package__:
+    from vault_udp_address import Address
+    from vault_udp_signal import SafeSignal
+else:
+    from .vault_udp_address import Address
+    from .vault_udp_signal import SafeSignal
+
+logger = logging.getLogger(__name__)
+
+MAX_EARLY_MESSAGES = 256
+MAX_EARLY_BYTES = 4 << 20
+"""Messages kept for the first slot to be connected, and their bytes; the oldest go first."""
+NOT_TEXT_WARNING_INTERVAL = 60.0
+
+
+class Delivery:
+    """Passes messages on.
+
+    Args:
+        on_connect: called, in any thread, when a slot is connected while messages wait for one: then
+            `deliver_all` is to be called.
+        count_undelivered: called with a reason for which a message is lost, and its sender.
+
+    Attributes:
+        texts: signal (data: str, addr), for messages that are UTF-8 text.
+        everything: signal (data: bytes, addr), for every message.
+    """
+
+    def __init__(
+        self, on_connect: Callable[[], None], count_undelivered: Callable[[str, Address], None]
+    ) -> None:
+        self.texts = SafeSignal(on_connect=self._slot_connected)
+        self.everything = SafeSignal(on_connect=self._slot_connected)
+        self._on_connect = on_connect
+        self._count_undelivered = count_undelivered
+        self._early: list[tuple[Address, bytes]] | None = []
+        """Messages that came before the first slot was connected; None from then on."""
+        self._warned_not_text_at = float("-inf")
+
+    def deliver_all(self, deliveries: Sequence[tuple[Address, Sequence[bytes]]]) -> None:
+        """Call the slots for each message, those for bytes first; keep messages while there is none."""
+        if self._early is not None:
+            self._keep_early(self._early, deliveries)
+            return
+        for address, messages in deliveries:
+            self._deliver(address, messages)
+
+    def _keep_early(
+        self, early: list[tuple[Address, bytes]], deliveries: Sequence[tuple[Address, Sequence[bytes]]]
+    ) -> None:
+        # Threads run before the constructor returns, so a peer may be faster than the line that connects.
+        early += [(address, message) for address, messages in deliveries for message in messages]
+        if self.texts.connected or self.everything.connected:
+            self._early = None
+            for address, message in early:
+                self._deliver(address, (message,))
+            return
+        surplus = max(0, len(early) - MAX_EARLY_MESSAGES)
+        size = sum(len(message) for _, message in early[surplus:])
+        while size > MAX_EARLY_BYTES:
+            size -= len(early[surplus][1])
+            surplus += 1
+        for address, _ in early[:surplus]:
+            self._count_undelivered("nobody_connected", address)
+        del early[:surplus]
+
+    def _slot_connected(self) -> None:
+        if self._early is not None:
+            self._on_connect()
+
+    def _deliver(self, address: Address, messages: Sequence[bytes]) -> None:
+        self.everything.emit_each(messages, address)
+        if self.texts.connected:
+            self.texts.emit_each(self._texts(messages, address), address)
+
+    def _texts(self, messages: Sequence[bytes], address: Address) -> Iterator[str]:
+        for message in messages:
+            try:
+                yield message.decode()
+            except UnicodeDecodeError:
+                self._note_not_text(address)
+
+    def _note_not_text(self, address: Address) -> None:
+        if self.everything.connected:
+            return
+        self._count_undelivered("not_text_and_no_bytes_slot", address)
+        now = time.monotonic()
+        if now - self._warned_not_text_at >= NOT_TEXT_WARNING_INTERVAL:
+            self._warned_not_text_at = now
+            logger.warning("%s sends data that is not UTF-8; connect udp_recv_bytes for it", address)
