@@ -137,7 +137,7 @@ class Channel:
         self._outgoing.append((to or self.endpoint, datagram))
 
     def validate(self, address: Address, size: int, now: float, pair: Pair | None = None) -> None:
-        """Rule 7: the peer has moved there, or somebody copies what it sent. A ping there tells which.
+        """The peer has moved there, or somebody copies what it sent. A ping there tells which.
 
         It is no longer than the `size` bytes that came from there.
         """

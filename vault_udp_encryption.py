@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Identity and base mode: NaCl Box between two announced keys, with replay protection.
 
-Base mode is what every deployed peer speaks (README, "Security Design"): static keys, random message nonces,
+Base mode is what every deployed peer speaks (PROTOCOL.md, section 8): static keys, random message nonces,
 wall-clock timestamps. What it cannot give - forward secrecy, a window that clocks do not move - sessions do
 (`vault_udp_session`). Both live under the identity that this module holds: the Ed25519 signing key.
 
@@ -81,7 +81,7 @@ class PeerKeys:
 
 
 def check_lifetime(lifetime: float) -> float:
-    """`lifetime` if it is a number of seconds of at least 5.
+    """`lifetime` if it is a number of seconds, at least 5 and less than a thousand million.
 
     Raises:
         InvalidLifetimeError: anything else.
@@ -92,7 +92,7 @@ def check_lifetime(lifetime: float) -> float:
         or not MIN_LIFETIME <= lifetime < 1e9
     ):
         raise InvalidLifetimeError(
-            f"lifetime is {lifetime!r}; it must be a number of seconds, at least {MIN_LIFETIME}"
+            f"lifetime is {lifetime!r}; it must be a number of seconds, at least {MIN_LIFETIME} and below 1e9"
         )
     return lifetime
 
@@ -381,8 +381,8 @@ class VaultAsymmetricEncryption:
             TypeError: data is not bytes.
             KeyNotFoundError: no key for this address.
             DecryptionError: it does not open.
-            ReplayAttackError: accepted before, more than ``MAX_MESSAGE_AGE_SECONDS`` away from our clock, or
-                sealed by ourselves.
+            ReplayAttackError: accepted before, more than ``MAX_MESSAGE_AGE_SECONDS`` away from our clock,
+                sealed by ourselves, or of so many peers that its nonce cannot be remembered.
         """
         if not isinstance(data, bytes):
             raise TypeError(f"data must be bytes, not {type(data).__name__}")

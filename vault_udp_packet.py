@@ -93,8 +93,8 @@ class Body(NamedTuple):
 class Announcement(NamedTuple):
     """The members of a key announcement as they arrived: typed, nothing verified.
 
-    The first four are the seed's; ``None`` where the short form leaves them out. ``hello`` and ``proof`` are
-    the raw bytes of section 4, ``None`` from a peer that speaks base mode only.
+    The first four are those of base mode; ``None`` where the short form leaves them out. ``hello`` and
+    ``proof`` are raw bytes (PROTOCOL.md, 1.4), ``None`` from a peer that speaks base mode only.
     """
 
     enc_key: str | None

@@ -173,7 +173,7 @@ class Session(Channel):
 
         Raises:
             PacketError: ``bad_announcement`` (its session key is not usable), ``stale_hello``,
-                ``pair_of_another``.
+                ``too_many_keys``, ``pair_of_another``.
         """
         if hello.sign != self.sign:
             self.close()
@@ -336,7 +336,8 @@ class Session(Channel):
         jumped. Everything else must be fresh.
 
         Raises:
-            PacketError: ``bad_control``, ``outside_window``, ``bad_announcement``.
+            PacketError: ``bad_control``, ``outside_window``, ``stale_hello``, ``bad_announcement``,
+                ``bad_proof``, ``too_many_keys``, ``too_many_sessions``, ``pair_of_another``.
         """
         members = packet.read_json(control)
         kind = packet.member(members, "type", str)

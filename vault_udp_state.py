@@ -306,7 +306,7 @@ class NodeState:
             self.best_version.popitem(last=False)
 
     def check_identity(self, peer: Peer, sign: bytes, now: float, *, echoed: bool) -> None:
-        """Rule 3: an address whose peer is live stays with its identity.
+        """An address whose peer is live stays with its identity.
 
         Raises:
             PacketError: ``identity_refused``.
