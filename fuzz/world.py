@@ -18,6 +18,7 @@ from make_vectors import ALICE, BOB, BODY_SIZE, CAROL, MALLORY, NOW, WALL, Addre
 import vault_udp_packet as packet
 import vault_udp_peer as peers
 from vault_udp_node import Node
+from vault_udp_segments import Segments
 from vault_udp_session import MAX_RETIRED_PAIRS
 
 START = 10.0
@@ -55,7 +56,11 @@ class World:
         self.at(self.now + pause)
 
     def arrive(self, datagrams: list[bytes], source: Address) -> None:
-        self.at(self.now, lambda node, now: node.receive(datagrams, source, now))
+        size = len(datagrams[0])
+        is_run = len(datagrams) > 1 and size and all(len(datagram) == size for datagram in datagrams)
+        # As the kernel hands them over.
+        received = Segments(b"".join(datagrams), size) if is_run else datagrams
+        self.at(self.now, lambda node, now: node.receive(received, source, now))
         self.check()
 
     def check(self) -> None:
