@@ -402,7 +402,7 @@ class VaultAsymmetricEncryption:
 
         Raises:
             PacketError: ``no_key``, ``forged``, ``own_datagram``, ``outside_window``, ``replayed``,
-                ``too_many_sessions``.
+                ``too_many_base_peers``.
         """
         with self.lock:
             keys = self._peers.get(addr)
@@ -425,7 +425,7 @@ class VaultAsymmetricEncryption:
         if not abs(timestamp - self._wall()) <= MAX_MESSAGE_AGE_SECONDS:
             raise PacketError("outside_window")
         if not self._nonces.has_room_for(keys.shared):
-            raise PacketError("too_many_sessions")
+            raise PacketError("too_many_base_peers")
         # Our own keys outlive our memory of nonces when the application sets them again after a restart.
         floor = self._started_at if self._own_keys_supplied else 0.0
         if not self._nonces.accept(keys.shared, nonce, timestamp, NONCE_CACHE_SIZE, floor):

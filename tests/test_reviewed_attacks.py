@@ -18,6 +18,7 @@ from loopback import PATIENCE, address_of, eventually
 
 import vault_udp_delivery
 import vault_udp_packet as packet
+import vault_udp_peer
 import vault_udp_replay
 import vault_udp_socket_helper as crypto
 from vault_udp_encryption import VaultAsymmetricEncryption
@@ -387,6 +388,40 @@ def test_new_identities_at_one_address_make_no_lines_and_no_events(caplog: pytes
     assert len(caplog.records) <= 3
     assert alice.events == []
     assert alice.node.table.strangers == 1
+
+
+def test_base_peers_that_come_and_go_do_not_make_us_rotate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vault_udp_replay, "MAX_NONCE_CACHES", 3)
+    net = FakeNet()
+    alice = net.node(A, lifetime=60)
+    for number in range(10):
+        stranger = BasePeerOnSource(net, alice, ("10.1.0.1", 2000 + number))
+        stranger.announce()
+        net.run(0.1)
+        stranger.send(stranger.home, b"text")
+        net.run(0.1)
+    assert alice.node.counters["too_many_base_peers"] == 7
+    net.run(50)
+    assert alice.node.local.current.epoch == 0
+
+
+def test_a_stranger_who_only_acknowledges_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newer strangers push out who was heard least recently: not whom we talk to all the time."""
+    monkeypatch.setattr(vault_udp_peer, "MAX_CONFIRMED_STRANGERS", 3)
+    net = FakeNet(delay=0.01)
+    server = net.node(A)
+    client = net.node(B, A)
+    assert net.run_until(lambda: both_ready(server, client))
+    for number in range(6):
+        newcomer = net.node(("10.2.0.1", 3000 + number), A)
+        assert net.run_until(lambda newcomer=newcomer: newcomer.is_ready(A))  # type: ignore[misc]
+        newcomer.kill()
+        for _ in range(4):
+            server.send(B, b"text")
+            net.run(1)
+    assert server.kinds_of_events(B) == ["ready"]
+    assert len(client.messages_from(A)) == 24
+    assert server.messages_from(B) == []
 
 
 def test_of_many_refused_identities_a_few_are_told_between_two_rotations() -> None:

@@ -87,7 +87,8 @@ def test_every_reason_that_a_datagram_can_provoke_has_a_vector() -> None:
     }
     # What needs a flood or two addresses, not a datagram, or what is about our own messages, has tests
     # elsewhere: test_protocol_edges.py, test_base_mode.py.
-    floods = {"stranger_budget", "trial_budget", "too_many_sessions", "too_many_keys", "pair_of_another"}
+    floods = {"stranger_budget", "trial_budget", "too_many_sessions", "too_many_keys"}
+    floods |= {"too_many_base_peers", "pair_of_another"}
     ours = {"no_key", "text_only_peer", "too_large_for_peer"}
     assert reasons() - floods - ours <= covered
 
