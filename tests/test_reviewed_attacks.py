@@ -390,6 +390,20 @@ def test_new_identities_at_one_address_make_no_lines_and_no_events(caplog: pytes
     assert alice.node.table.strangers == 1
 
 
+def test_a_goodbye_does_not_renew_an_allowance() -> None:
+    net = FakeNet(delay=0.001)
+    server = net.node(A, rate_limit=10)
+    client = net.node(B, A)
+    for _ in range(5):
+        assert net.run_until(lambda: client.is_ready(A))
+        client.send(A, *[b"text"] * 10)
+        net.run(0.01)
+        client.stop()
+        net.run(0.01)
+        client.restart(A)
+    assert len(server.messages_from(B)) < 20
+
+
 def test_base_peers_that_come_and_go_do_not_make_us_rotate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vault_udp_replay, "MAX_NONCE_CACHES", 3)
     net = FakeNet()
