@@ -29,7 +29,7 @@ MIN_PING_BODY = 128
 """Bytes of a body that has room for a ping."""
 PING_VALID = 20.0
 VALIDATION_INTERVAL = 0.5
-VALIDATIONS_AT_ONCE = 4
+VALIDATIONS_AT_ONCE = 8
 """Of different addresses, before the interval counts: a peer may move again before it has arrived."""
 
 
@@ -55,6 +55,7 @@ class Channel:
         "_pings",
         "_sent_at",
         "_validated",
+        "_validated_at",
         "_validations_until",
         "body_size",
         "clock_offset",
@@ -93,7 +94,8 @@ class Channel:
         self._acknowledge_at = NEVER
         self._sent_at = NEVER
         self._validated: Address | None = None
-        """The address that was last asked; again after `VALIDATION_INTERVAL`, others sooner."""
+        self._validated_at = -NEVER
+        """The address that was last asked, and when; again after `VALIDATION_INTERVAL`, others sooner."""
         self._validations_until = -NEVER
         """When the intervals of all that were asked have passed."""
 
@@ -144,10 +146,12 @@ class Channel:
         pair = pair or self.send
         body_size = min(self.body_size, size - SEALED_OVERHEAD)
         earliest = max(self._validations_until, now)
-        ahead = 0.0 if address == self._validated else (VALIDATIONS_AT_ONCE - 1) * VALIDATION_INTERVAL
-        if pair is None or body_size < MIN_PING_BODY or earliest - now > ahead:
+        too_many = earliest - now > (VALIDATIONS_AT_ONCE - 1) * VALIDATION_INTERVAL
+        too_soon = address == self._validated and now < self._validated_at + VALIDATION_INTERVAL
+        if pair is None or body_size < MIN_PING_BODY or too_many or too_soon:
             return
-        self._validated, self._validations_until = address, earliest + VALIDATION_INTERVAL
+        self._validated, self._validated_at = address, now
+        self._validations_until = earliest + VALIDATION_INTERVAL
         self._control(pair, self._ping_members(address, body_size, now), now, address, body_size)
 
     def move_to(self, endpoint: Address) -> None:

@@ -438,6 +438,27 @@ def test_a_stranger_who_only_acknowledges_is_heard(monkeypatch: pytest.MonkeyPat
     assert server.messages_from(B) == []
 
 
+def test_addresses_are_validated_within_a_budget_and_the_last_one_again() -> None:
+    """A ping may be lost; and who copies from many addresses gets few."""
+    net = FakeNet(delay=0.01)
+    alice, bob = net.node(A, B), net.node(B, A)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(1)
+    session, sent = alice.peer(B).session, alice.node.outgoing
+
+    def asks(port: int, after: float) -> bool:
+        before = len(sent)
+        session.validate(("10.0.0.9", port), 1457, alice.now + after)
+        return len(sent) > before
+
+    assert [asks(port, 0.0) for port in range(1, 12)] == [True] * 8 + [False] * 3
+    assert not asks(8, 0.4)
+    assert asks(8, 0.6)
+    assert [asks(port, 0.7) for port in (9, 10)] == [False, False]
+    assert [asks(port, 1.2) for port in (9, 10)] == [True, False]
+    sent.clear()
+
+
 def test_of_many_refused_identities_a_few_are_told_between_two_rotations() -> None:
     net = FakeNet()
     alice, evil = net.node(A, lifetime=60), net.outsider(EVIL)
