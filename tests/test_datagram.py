@@ -20,6 +20,7 @@ from typing import Any, Callable, Iterator, Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loopback import run_thread
 
 import vault_udp_datagram as datagram
 import vault_udp_platform
@@ -984,3 +985,35 @@ def test_receiving_allocates_no_more_than_what_has_come(make: MakeSocket) -> Non
             tracemalloc.stop()
         assert received == [([b"x" * size], here)]
         assert peak < size + 4096
+
+
+def test_the_count_of_drops_goes_on_when_the_port_changes(faked: tuple[DatagramSocket, FakeSocket]) -> None:
+    sock, fake = faked
+    former = DatagramSocket(0)
+    former.kernel_drops = 10
+    sock.kernel_drops = 0
+    sock.take_over(former)
+    sock.leave_previous()
+    ancillary = [(socket.SOL_SOCKET, vault_udp_platform.SO_RXQ_OVFL, (3).to_bytes(4, sys.byteorder))]
+    fake.will("recvmsg", *[lambda *_: (b"data", ancillary, 0, ("127.0.0.1", 9))] * 2)
+    for _ in range(2):
+        sock._receive_message()
+        assert sock.kernel_drops == 13
+
+
+def test_a_forked_child_lets_go_of_former_sockets_whose_lock_is_held(make: MakeSocket) -> None:
+    sock, former = make(), make()
+    sock.take_over(former)
+    with former._lock:
+        run_thread(sock.abandon)
+    assert former._socket.fileno() == -1
+
+
+def test_an_error_is_told_with_its_address_and_count(faked: tuple[DatagramSocket, FakeSocket]) -> None:
+    sock, fake = faked
+    told: list[tuple[Any, str, int]] = []
+    sock.on_refused = lambda *what: told.append(what)
+    fake.will("sendto", failing("EPERM"), failing("EPERM"))
+    here = ("127.0.0.1", sock.port)
+    assert sock.send([b"data"], here) == 0
+    assert told == [(here, "EPERM", 1)]

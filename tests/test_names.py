@@ -1033,6 +1033,16 @@ def test_a_message_for_a_name_is_measured_for_ipv6() -> None:
         assert len(sock._fit(b"x" * (peer.room), ("host.example", 8000))) == peer.room
 
 
+def test_a_name_server_cannot_make_us_speak_to_everybody() -> None:
+    answers: list[Any] = []
+    names = Names("224.0.0.1", "0.0.0.0", "255.255.255.255", "192.0.2.1")
+    resolver = Resolver(lambda *answer: answers.append(answer), socket.AF_UNSPEC, names)
+    resolver.look_up([("host.example", 8000)])
+    eventually(lambda: answers, "it is answered")
+    assert answers[0][1] == [("192.0.2.1", 8000)]
+    resolver.stop()
+
+
 @on_posix
 def test_a_forked_child_lets_go_of_a_resolver_whose_lock_is_held() -> None:
     names = Names("127.0.0.1", blocked=True)

@@ -459,6 +459,20 @@ def test_addresses_are_validated_within_a_budget_and_the_last_one_again() -> Non
     sent.clear()
 
 
+def test_what_the_system_refuses_is_not_looked_for_among_all_peers() -> None:
+    """Answers to forged strangers are nobody's; there may be many of them, and many peers."""
+    net = FakeNet(delay=0.01)
+    alice, bob = net.node(A, B), net.node(B, A)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    scans: list[int] = []
+    peers = alice.node.table.all()
+    alice.node.table.all = lambda: scans.append(1) or peers  # type: ignore[method-assign, func-returns-value]
+    alice.node.note_refused(("10.9.9.9", 9), "socket_EPERM", 1)
+    alice.node.note_refused(B, "socket_EPERM", 2)
+    assert scans == []
+    assert alice.peer(B).counters == {"socket_EPERM": 2}
+
+
 def test_of_many_refused_identities_a_few_are_told_between_two_rotations() -> None:
     net = FakeNet()
     alice, evil = net.node(A, lifetime=60), net.outsider(EVIL)
