@@ -59,6 +59,11 @@ def resolve_literal(ip: str) -> str | None:
     return f"{text}%{_interface_name(int(scope)) if scope.isdecimal() else scope}"
 
 
+def lacks_scope(ip: str) -> bool:
+    """Whether an IP address, canonical, is a link-local one without its interface (RFC 4291, 2.5.6)."""
+    return ip[:3] in ("fe8", "fe9", "fea", "feb") and ":" in ip and "%" not in ip
+
+
 def is_no_host(ip: str) -> bool:
     """Whether an IP address, canonical, is no single host's: unspecified, multicast, limited broadcast."""
     if ":" in ip:

@@ -206,9 +206,8 @@ class Introductions:
             if not echoed and peer.supplied is not None:
                 raise PacketError("downgrade_refused")
             if peer.host is not None and self._state.known_key(address) not in (None, sign):
-                self._state.reject(
-                    peer, sign, now, echoed=echoed
-                )  # the user's file says who is at that address
+                # The user's file says who is at that address.
+                self._state.reject(peer, sign, now, echoed=echoed)
             self._state.check_identity(peer, sign, now, echoed=echoed)
             # If a pin was released, the address may be another's now.
             checked, peer = peer, self._state.table.at(address)
@@ -247,18 +246,18 @@ class Introductions:
             raise PacketError("downgrade_refused")
         self._checked_peer_at(address, sign, now, echoed=False)
         link = self._state.base.links.get(address)
-        is_new = link is None or not link.live(now)
-        if link is None or is_new:
+        live = link if link is not None and link.live(now) else None
+        if live is None:
             self._enter_base(address, enc, sign, version, now)
         elif enc == self._live_enc(address):
-            self._state.base.unlearn(link)
+            self._state.base.unlearn(live)
         else:
             raise PacketError("live_key_kept")
         if announcement.answers:
             return
         base, port, room = self._state.base, self._state.port, min(size, packet.FULL_ANNOUNCEMENT_SIZE)
         answer = base.clear_announcement(version, port, room, answers=True)
-        if answer is None and is_new:
+        if answer is None and live is None:
             # There is room for our keys alone. Only once: it may be answered, for it does not say what it is.
             answer = base.clear_announcement(version, port, room)
         if answer is not None:

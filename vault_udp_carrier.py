@@ -413,7 +413,6 @@ class Carrier:
         _open_sockets.discard(self)
         # Break the cycles through us, so that a stopped socket is freed at once and not by the collector.
         self._encryption.on_identity_changed = self._encryption.on_peer_keys_supplied = None
-        self._datagrams.on_too_long = self._datagrams.on_refused = None
 
     def _check_running(self) -> None:
         if self._stopped:

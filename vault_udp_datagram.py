@@ -539,6 +539,7 @@ class DatagramSocket:
         self._socket.close()
         self._wake_sender.close()
         self._wake_receiver.close()
+        self.on_too_long = self.on_refused = None  # whom it told can be freed
 
 
 def _end_of_run(lengths: Sequence[int], start: int) -> int:

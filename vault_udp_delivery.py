@@ -7,14 +7,17 @@ Only for the receive thread, without the lock; connecting is for any thread.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from typing import TYPE_CHECKING, Callable, Iterator, Sequence
 
 if TYPE_CHECKING or not __package__:
     from vault_udp_address import Address
+    from vault_udp_node import Node
     from vault_udp_signal import SafeSignal
 else:
     from .vault_udp_address import Address
+    from .vault_udp_node import Node
     from .vault_udp_signal import SafeSignal
 
 logger = logging.getLogger(__name__)
@@ -29,22 +32,21 @@ class Delivery:
     """Passes messages on.
 
     Args:
-        on_connect: called, in any thread, when a slot is connected while messages wait for one: then
-            `deliver_all` is to be called.
-        count_undelivered: called with a reason for which a message is lost, and its sender.
+        node: counts what is lost here.
+        lock: guards the node.
+        on_connect: called, in any thread, when a slot has been connected: if `waits_for_slot`, `deliver_all`
+            is to be called then.
 
     Attributes:
         texts: signal (data: str, addr), for messages that are UTF-8 text.
         everything: signal (data: bytes, addr), for every message.
     """
 
-    def __init__(
-        self, on_connect: Callable[[], None], count_undelivered: Callable[[str, Address], None]
-    ) -> None:
-        self.texts = SafeSignal(on_connect=self._slot_connected)
-        self.everything = SafeSignal(on_connect=self._slot_connected)
-        self._on_connect = on_connect
-        self._count_undelivered = count_undelivered
+    def __init__(self, node: Node, lock: threading.RLock, on_connect: Callable[[], None]) -> None:
+        self.texts = SafeSignal(on_connect=on_connect)
+        self.everything = SafeSignal(on_connect=on_connect)
+        self._node = node
+        self._lock = lock
         self._early: list[tuple[Address, bytes]] | None = []
         """Messages that came before the first slot was connected; None from then on."""
         self._warned_not_text_at = float("-inf")
@@ -76,9 +78,14 @@ class Delivery:
             self._count_undelivered("nobody_connected", address)
         del early[:surplus]
 
-    def _slot_connected(self) -> None:
-        if self._early is not None:
-            self._on_connect()
+    @property
+    def waits_for_slot(self) -> bool:
+        """Whether messages are kept until a slot is there to be called."""
+        return self._early is not None
+
+    def _count_undelivered(self, reason: str, address: Address) -> None:
+        with self._lock:
+            self._node.count_undelivered(reason, address)
 
     def _deliver(self, address: Address, messages: Sequence[bytes]) -> None:
         self.everything.emit_each(messages, address)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
-    from vault_udp_address import Address, canonical_host, is_no_host, resolve_literal
+    from vault_udp_address import Address, canonical_host, is_no_host, lacks_scope, resolve_literal
 else:
     from . import vault_udp_socket_helper as crypto
-    from .vault_udp_address import Address, canonical_host, is_no_host, resolve_literal
+    from .vault_udp_address import Address, canonical_host, is_no_host, lacks_scope, resolve_literal
 
 
 MAX_RATE_LIMIT = 10**9
@@ -93,15 +93,19 @@ def check_address(addr: object) -> Address:
             f"address has ip {addr[0]!r}; it must be an IPv4 or IPv6 address, or a host's name: letters, "
             "digits and hyphens, at most 63 between dots and 253 in all, the last part not a number"
         )
-    if host.startswith("fe80:") and "%" not in host:
-        raise InvalidArgumentError(
-            f"address has the link-local ip {addr[0]!r}; it needs its interface, as in {host + '%eth0'!r}"
-        )
+    _check_scope("address", host)
     if literal is not None and is_no_host(literal):
         raise InvalidArgumentError(
             f"address has ip {addr[0]!r}, which is no single host's: unspecified, multicast or broadcast"
         )
     return host, check_port(addr[1], lowest=1)
+
+
+def _check_scope(name: str, ip: str) -> None:
+    if lacks_scope(ip):
+        raise InvalidArgumentError(
+            f"{name} has the link-local ip {ip!r}; it needs its interface, as in {ip + '%eth0'!r}"
+        )
 
 
 def check_rate_limit(rate_limit: object) -> None:
@@ -150,11 +154,7 @@ def check_bind_address(bind_address: object) -> None:
     literal = resolve_literal(bind_address) if isinstance(bind_address, str) else None
     if literal is None:
         raise InvalidArgumentError(f"bind_address is {bind_address!r}; it must be an IPv4 or IPv6 address")
-    if literal.startswith("fe80:") and "%" not in literal:
-        raise InvalidArgumentError(
-            f"bind_address is {bind_address!r}; a link-local address needs its interface, as in "
-            f"{literal + '%eth0'!r}"
-        )
+    _check_scope("bind_address", literal)
 
 
 def check_files(identity_file: object, known_peers_file: object) -> None:

@@ -202,18 +202,6 @@ class UDPSocketClass(Carrier):
         self.mtu = (vault_ip.get_min_mtu() if mtu is None else mtu) - TOTAL_OVERHEAD
         self._bind_address = bind_address
         self._finds_sizes = mtu is None
-        self._delivery = Delivery(self._wake_receiver, self._count_undelivered)
-        self.udp_recv_data, self.udp_recv_bytes = self._delivery.texts, self._delivery.everything
-        self.udp_peer_ready = SafeSignal()
-        self.udp_peer_lost = SafeSignal()
-        self.udp_peer_rejected = SafeSignal()
-        self._callback_signals = (
-            self.udp_recv_data,
-            self.udp_recv_bytes,
-            self.udp_peer_ready,
-            self.udp_peer_lost,
-            self.udp_peer_rejected,
-        )
         self.udp_send_data = Signal()
         self.udp_send_data.connect(self.send_data)
         self._known_peers = KnownPeers(known_peers_file) if known_peers_file is not None else None
@@ -239,6 +227,18 @@ class UDPSocketClass(Carrier):
                 wall=time.time(),
             )
             super().__init__(encryption, datagrams, node)
+            self._delivery = Delivery(node, self._lock, self._slot_connected)
+            self.udp_recv_data, self.udp_recv_bytes = self._delivery.texts, self._delivery.everything
+            self.udp_peer_ready = SafeSignal()
+            self.udp_peer_lost = SafeSignal()
+            self.udp_peer_rejected = SafeSignal()
+            self._callback_signals = (
+                self.udp_recv_data,
+                self.udp_recv_bytes,
+                self.udp_peer_ready,
+                self.udp_peer_lost,
+                self.udp_peer_rejected,
+            )
             self._start()
         except BaseException:
             if datagrams is not None:
@@ -472,12 +472,9 @@ class UDPSocketClass(Carrier):
     def _deliver_all(self, deliveries: Sequence[tuple[Address, Sequence[bytes]]]) -> None:
         self._delivery.deliver_all(deliveries)
 
-    def _wake_receiver(self) -> None:
-        self._datagrams.wake()
-
-    def _count_undelivered(self, reason: str, address: Address) -> None:
-        with self._lock:
-            self._node.count_undelivered(reason, address)
+    def _slot_connected(self) -> None:
+        if self._delivery.waits_for_slot:
+            self._datagrams.wake()
 
     def _tell(self, event: Event) -> None:
         if event.kind == "ready":

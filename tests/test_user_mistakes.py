@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import subprocess
 import sys
 import textwrap
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -360,6 +362,22 @@ def test_a_port_is_freed_though_nothing_comes() -> None:
             return True
 
         eventually(is_free, "the old port is free")
+
+
+def test_a_stopped_socket_is_freed_at_once() -> None:
+    """Not when the collector comes: sockets that come and go would take memory until then."""
+    gc.disable()
+    try:
+        sock = UDPSocketClass(0)
+        sock.udp_recv_data.connect(print)
+        sock.udp_recv_bytes.connect(print)
+        sock.update_recv_port(0)
+        freed = weakref.ref(sock)
+        sock.stop()
+        del sock
+        eventually(lambda: freed() is None, "it is freed")
+    finally:
+        gc.enable()
 
 
 def test_many_moves_in_a_row_lose_nothing() -> None:
