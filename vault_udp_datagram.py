@@ -68,7 +68,7 @@ Batch = Tuple[Sequence[bytes], Address]
 
 MAX_BATCHES_PER_RECEIVE = 4
 """A quarter of a megabyte, if they are full: when they are opened they are still in the processor's cache."""
-BUSY_WAIT = 200e-6
+BUSY_WAIT = 300e-6
 """Seconds: where datagrams follow ours as fast as this, the next is awaited as long without sleeping."""
 MAX_PREVIOUS = 8
 """Sockets of former ports that are received from, if the port changes faster than they are left."""
