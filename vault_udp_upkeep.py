@@ -112,13 +112,33 @@ class Upkeep(NodeState):
             return
         if self.rotate_at <= now:
             self._rotate(now)
+        if not self.timers or self.timers[0][0] > now:
+            return
         while self.timers and self.timers[0][0] <= now:
-            due, _, peer = heapq.heappop(self.timers)
-            if due != peer.scheduled or not peer.names:
-                continue
-            peer.scheduled = NEVER
-            self._run_timers_of(peer, now)
-            self.schedule(peer)
+            peer = self._take_first_timer()
+            if peer is not None:
+                self._run_timers_of(peer, now)
+                self.schedule(peer)
+        self._put_off_needless_timers()
+
+    def _take_first_timer(self) -> Peer | None:
+        """Take it out of the heap; returns its peer if that has no earlier one and is still there."""
+        due, _, peer = heapq.heappop(self.timers)
+        if due != peer.scheduled or not peer.names:
+            return None
+        peer.scheduled = NEVER
+        return peer
+
+    def _put_off_needless_timers(self) -> None:
+        # What was answered meanwhile needs no looking at: after a rotation that is one timer for each session.
+        # To ask here costs less than to wake up again for it, but too much for each message.
+        while self.timers:
+            due, _, peer = self.timers[0]
+            if due == peer.scheduled and self.deadline_of(peer) <= due:
+                break
+            waiting = self._take_first_timer()
+            if waiting is not None:
+                self.schedule(waiting)
 
     def _run_timers_of(self, peer: Peer, now: float) -> None:
         was_up = peer.session.up

@@ -220,6 +220,7 @@ class Host:
         refused: every datagram that went nowhere: [(time, reason, source, datagram)].
         data_sent: the datagrams that carried messages of the user's.
         on_message: called with (address, message) for each message, as a callback of the user's would be.
+        wake_ups: how often it has woken up for a timer.
     """
 
     def __init__(
@@ -250,6 +251,7 @@ class Host:
         self.path_mtu: dict[Address, int] = {}
         self.tells_path_mtu = True
         self.lost_here: list[bytes] = []
+        self.wake_ups = 0
         self.wall_offset = wall_offset
         self.alive = False
         self._clock_rate = clock_rate
@@ -497,6 +499,7 @@ class Host:
         if node is not self.node or not self.alive or wakes_at != self._wakes_at:
             return
         self._wakes_at = float("inf")
+        self.wake_ups += 1
         with self._acting():
             # Two clocks and floats: the deadline is now, even if our clock reads a trifle less.
             deadline = node.deadline()

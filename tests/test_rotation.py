@@ -222,3 +222,16 @@ def test_data_that_opens_a_new_pair_is_confirmed() -> None:
     answers = [answer for _, answer in alice.node.outgoing if answer not in [old for _, old in sent]]
     bob.node.receive(answers, A, net.now)
     assert new_at_bob.opened
+
+
+def test_retries_that_an_answer_has_made_needless_do_not_wake_anybody_up_each() -> None:
+    net = FakeNet(3)
+    spokes = [net.node((f"10.0.1.{number}", 2000)) for number in range(40)]
+    hub = net.node(A, *[spoke.address for spoke in spokes], lifetime=600)
+    assert net.run_until(lambda: all(both_ready(hub, spoke) for spoke in spokes))
+    net.run(2)  # what confirms the sessions
+    before = hub.wake_ups
+    net.run(120)
+    rotations = sum(spoke.node.local.current.epoch for spoke in spokes)
+    assert rotations >= 60
+    assert hub.wake_ups - before < 0.6 * rotations  # each has left a retry, which its answer overtook
