@@ -130,7 +130,7 @@ class Upkeep(NodeState):
         return peer
 
     def _put_off_needless_timers(self) -> None:
-        # What was answered meanwhile needs no looking at: after a rotation that is one timer for each session.
+        # What was answered meanwhile needs no looking at: after a rotation that is a timer for each session.
         # To ask here costs less than to wake up again for it, but too much for each message.
         while self.timers:
             due, _, peer = self.timers[0]
