@@ -364,9 +364,10 @@ def test_nothing_is_lost_of_20_000_messages_of_8_threads(monkeypatch: pytest.Mon
         senders = [threading.Thread(target=send_numbers, args=(name,)) for name in range(threads)]
         for sender in senders:
             sender.start()
-        texts = inbox.wait_for_texts(threads * count)
         for sender in senders:
-            sender.join(PATIENCE)
+            # Sending alone takes more than 10 s on a slow machine under coverage.
+            sender.join(6 * PATIENCE)
+        texts = inbox.wait_for_texts(threads * count)
         assert counters(a)["sent"] == counters(b)["received"] == threads * count
         by_thread: dict[int, list[int]] = {}
         for text in texts:
