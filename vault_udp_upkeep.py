@@ -133,12 +133,12 @@ class Upkeep(NodeState):
         # What was answered meanwhile needs no looking at: after a rotation that is a timer for each session.
         # To ask here costs less than to wake up again for it, but too much for each message.
         while self.timers:
-            due, _, peer = self.timers[0]
-            if due == peer.scheduled and self.deadline_of(peer) <= due:
-                break
-            waiting = self._take_first_timer()
-            if waiting is not None:
-                self.schedule(waiting)
+            due = self.timers[0][0]
+            peer = self._take_first_timer()
+            if peer is not None:
+                self.schedule(peer)
+                if peer.scheduled <= due:
+                    break
 
     def _run_timers_of(self, peer: Peer, now: float) -> None:
         was_up = peer.session.up
