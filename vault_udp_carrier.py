@@ -165,7 +165,7 @@ class Carrier:
         Raises:
             StoppedError: after `stop`, also if that happens while there is no room.
         """
-        direct: list[tuple[Address, list[bytes]]] = []
+        direct: list[tuple[Address, Sequence[bytes]]] = []
         try:
             with self._lock:
                 self._check_running()
@@ -182,7 +182,7 @@ class Carrier:
                 self._last_direct = time.monotonic()
 
     def _submit_locked(
-        self, peer: Peer, message: bytes, now: float, direct: list[tuple[Address, list[bytes]]]
+        self, peer: Peer, message: bytes, now: float, direct: list[tuple[Address, Sequence[bytes]]]
     ) -> None:
         ready = self._node.is_ready(peer, now)
         if not ready and not peer.lane:
@@ -250,7 +250,7 @@ class Carrier:
             self._work.wait(min(timeout, threading.TIMEOUT_MAX))
         self._sleeps_until = 0.0
 
-    def _take_batches_locked(self, now: float) -> list[tuple[Address, list[bytes]]]:
+    def _take_batches_locked(self, now: float) -> list[tuple[Address, Sequence[bytes]]]:
         """Seal what waits for ready peers, what waited for keys first; put off what cannot go now."""
         batches = []
         for peer in self._node.take_flushable():

@@ -346,7 +346,7 @@ class DatagramSocket:
         if not self.gso:
             return self._send_singly(datagrams, address, destination, waits)
         sent = start = 0
-        lengths = list(map(len, datagrams))
+        lengths = datagrams.lengths() if isinstance(datagrams, Segments) else list(map(len, datagrams))
         while start < len(datagrams):
             end = _end_of_run(lengths, start)
             if self.gso and end - start > 1:
@@ -368,7 +368,8 @@ class DatagramSocket:
         waits: Iterator[float],
     ) -> int:
         ancillary = [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", len(run[0])))]
-        send = partial(self._socket.sendmsg, run, ancillary, 0, destination)
+        buffers = (run.whole,) if isinstance(run, Segments) else run
+        send = partial(self._socket.sendmsg, buffers, ancillary, 0, destination)
         failure = self._attempt(send, waits)
         if failure is None:
             return len(run)

@@ -19,6 +19,7 @@ No sockets, threads or clocks. Times are seconds of the monotonic clock (`now`),
 
 from __future__ import annotations
 
+import functools
 import struct
 from typing import TYPE_CHECKING, NamedTuple, Sequence
 
@@ -52,11 +53,18 @@ _HEAD = struct.Struct(">8s8sQd")
 """Tag, random bytes and counter, which are the nonce; the last two, and the timestamp, which are inside."""
 _INNER = struct.Struct(">8sQd")
 _NONCE = struct.Struct(">8s8sQ")
+_RANDOM = struct.Struct("8s")
 SEALED_OVERHEAD = crypto.BOX_OVERHEAD + 16 + _TIMESTAMP.size
 """Bytes of a sealed datagram beside its body, in either mode: 24 + 16 for the box, 16 + 8 inside it."""
 MIN_SEALED_SIZE = SEALED_OVERHEAD + 4
 
 NONCE_SLOT = 10.0
+
+
+@functools.lru_cache(maxsize=64)
+def _unsealed(size: int) -> struct.Struct:
+    """A datagram of that size before it is sealed: tag, random bytes, counter; the last two again, body."""
+    return struct.Struct(f">8s8sQ{crypto.AUTHENTICATOR_SIZE}x8sQd{size - SEALED_OVERHEAD}s")
 
 
 class Hello(NamedTuple):
@@ -247,19 +255,34 @@ class Pair:
         self.confirms = 0
         self.confirm_at = float("inf")
 
-    def seal(self, bodies: Sequence[bytes], timestamp: float) -> list[bytes]:
+    def seal(self, bodies: Sequence[bytes], timestamp: float) -> Sequence[bytes]:
         """The sealed datagrams around `bodies`; each uses up one counter."""
-        seal, key, tag, counter = self._workspace.seal, self._seal_key, self._seal_tag, self.counter
-        self.counter += len(bodies)
-        # The counter alone makes the nonce unique under this key. The random bytes are there because whoever
-        # learns one nonce must not know the message nonce of another datagram; one call brings them all.
-        random_bytes = crypto.random_bytes(8 * len(bodies))
-        datagrams, pack, at = [], _HEAD.pack, 0
+        if len(bodies) > 1 and len(set(map(len, bodies))) == 1:
+            return self._seal_alike(bodies, timestamp)
+        datagrams = []
         for body in bodies:
-            head = pack(tag, random_bytes[at : at + 8], counter, timestamp)
-            datagrams.append(seal(key, head[:24], head[8:] + body))
-            at, counter = at + 8, counter + 1
+            # The counter alone makes the nonce unique under this key. The random bytes are there because
+            # whoever learns one nonce must not know the message nonce of another datagram.
+            head = _HEAD.pack(self._seal_tag, crypto.random_bytes(8), self.counter, timestamp)
+            self.counter += 1
+            datagrams.append(self._workspace.seal(self._seal_key, head[:24], head[8:] + body))
         return datagrams
+
+    def _seal_alike(self, bodies: Sequence[bytes], timestamp: float) -> Segments:
+        """`seal` for bodies of one length: each is written to where it is sealed, and all leave as one."""
+        size = len(bodies[0]) + SEALED_OVERHEAD
+        pack, workspace, tag = _unsealed(size).pack_into, self._workspace, self._seal_tag
+        random_bytes = _RANDOM.iter_unpack(crypto.random_bytes(8 * len(bodies)))
+        most, runs = crypto.RUN_SIZE // size, []
+        for first in range(0, len(bodies), most):
+            part = bodies[first : first + most]
+            counter, at = self.counter, 0
+            self.counter += len(part)
+            for body, (random,) in zip(part, random_bytes):
+                pack(workspace.run, at, tag, random, counter, random, counter, timestamp, body)
+                at, counter = at + size, counter + 1
+            runs.append(workspace.seal_run(self._seal_key, size, len(part)))
+        return Segments(runs[0] if len(runs) == 1 else b"".join(runs), size)
 
     def open(self, datagram: bytes) -> tuple[float, bytes]:
         """Authenticate a datagram with our tag and return its timestamp and body, once.

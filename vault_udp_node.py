@@ -372,7 +372,9 @@ class Node(Upkeep):
             self._introductions.receive_sealed_announcement(peer, content, now)
         self.schedule(peer)
 
-    def seal_messages(self, peer: Peer, messages: Sequence[bytes], now: float) -> tuple[Address, list[bytes]]:
+    def seal_messages(
+        self, peer: Peer, messages: Sequence[bytes], now: float
+    ) -> tuple[Address, Sequence[bytes]]:
         """The datagrams that carry `messages` to a ready peer, and where to send them."""
         session = peer.session
         if session.up:

@@ -414,7 +414,7 @@ class Session(Channel):
 
     # ------------------------------------------------------------------------------------------ sending
 
-    def seal(self, bodies: Sequence[bytes], now: float) -> list[bytes]:
+    def seal(self, bodies: Sequence[bytes], now: float) -> Sequence[bytes]:
         """Datagrams around bodies of user data, under the send pair, which must exist."""
         pair = self.send
         assert pair is not None

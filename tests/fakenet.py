@@ -18,7 +18,7 @@ import itertools
 import random
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Callable, Iterator, List, NamedTuple, Tuple
+from typing import Any, Callable, Iterator, List, NamedTuple, Sequence, Tuple
 
 import vault_udp_path
 import vault_udp_socket_helper as crypto
@@ -444,7 +444,7 @@ class Host:
             for message in messages:
                 self.node.queue(peer, message, self.now)
 
-    def _transmit(self, endpoint: Address, datagrams: list[bytes]) -> None:
+    def _transmit(self, endpoint: Address, datagrams: Sequence[bytes]) -> None:
         other_family = self.alias is not None and (":" in self.alias[0]) == (":" in endpoint[0])
         source = self.alias if other_family and self.alias is not None else self.address
         for datagram in datagrams:

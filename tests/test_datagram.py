@@ -26,6 +26,7 @@ import vault_udp_datagram as datagram
 import vault_udp_platform
 from vault_udp_address import Address, normalize, resolve_literal
 from vault_udp_datagram import DatagramSocket, SocketClosed
+from vault_udp_segments import Segments
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="UDP segmentation is Linux's")
 MakeSocket = Callable[..., DatagramSocket]
@@ -384,6 +385,21 @@ MIXED = [
     [b"x" * 65_507, b"y" * 65_507],
     [b"x" * 40_000, b"y" * 40_000],
 ]
+
+
+@pytest.mark.parametrize("segmented", [True, False])
+@pytest.mark.parametrize("size", [1, 100, 1400, 40_000])
+@pytest.mark.parametrize("length", [100, 40_000, 150_000])
+def test_datagrams_end_to_end_arrive_as_others_do(
+    make: MakeSocket, size: int, length: int, segmented: bool
+) -> None:
+    here, there = make(), make()
+    here.gso = here.gso and segmented
+    whole = bytes(index % 251 for index in range(min(length, 500 * size)))
+    segments = Segments(whole, size)
+    assert here.send(segments, ("127.0.0.1", there.port)) == len(segments)
+    assert [data for data, _ in receive_all(there, len(segments))] == list(segments)
+    assert here.errors == there.errors == {}
 
 
 @pytest.mark.parametrize("segmented", [True, False])
@@ -774,16 +790,18 @@ def test_the_refusal_of_an_earlier_datagram_is_not_held_against_this_one(
 
 
 @on_linux
+@pytest.mark.parametrize("end_to_end", [True, False])
 @pytest.mark.parametrize("name", ["EIO", "EINVAL", "ENOPROTOOPT"])
 def test_segmentation_refused_is_switched_off_once_and_nothing_is_lost(
-    faked: tuple[DatagramSocket, FakeSocket], name: str, caplog: pytest.LogCaptureFixture
+    faked: tuple[DatagramSocket, FakeSocket], name: str, end_to_end: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     sock, fake = faked
     fake.will("sendmsg", None, failing(name))
-    datagrams = [bytes([number]) * 1400 for number in range(150)]
+    cut = [bytes([number]) * 1400 for number in range(150)]
+    datagrams = Segments(b"".join(cut), 1400) if end_to_end else cut
     assert sock.send(datagrams, ("127.0.0.1", sock.port)) == 150
-    assert [data for data, _ in receive_all(sock, 150)] == datagrams
+    assert [data for data, _ in receive_all(sock, 150)] == cut
     assert not sock.gso
     assert sock.send(datagrams, ("127.0.0.1", sock.port)) == 150
     assert len(receive_all(sock, 150)) == 150

@@ -29,7 +29,8 @@ def test_segments_are_what_cutting_gives(whole: bytes, size: int, data: st.DataO
     index = data.draw(st.integers(-len(cut), len(cut) - 1))
     assert segments[index] == cut[index]
     part = data.draw(st.slices(len(cut)))
-    assert segments[part] == cut[part]
+    assert list(segments[part]) == cut[part]
+    assert segments.lengths() == list(map(len, cut))
     for outside in (len(cut), -len(cut) - 1):
         with pytest.raises(IndexError):
             segments[outside]
@@ -64,6 +65,37 @@ def test_a_run_ends_with_what_is_not_authentic(workspace: crypto.Workspace) -> N
         whole = sealed[0] + flip_bit(sealed[1], bit) + sealed[2]
         assert opened(workspace, whole, 0, size) == [b"one!"]
         assert opened(workspace, whole, 2 * size, size) == [b"last"]
+
+
+@pytest.mark.parametrize("text_size", [0, 1, 100, 1417, 9000, 65_495])
+def test_a_run_is_sealed_as_its_datagrams_one_by_one(workspace: crypto.Workspace, text_size: int) -> None:
+    size = text_size + crypto.BOX_OVERHEAD
+    for count in (0, 1, min(180, crypto.RUN_SIZE // size)):
+        nonces = [os.urandom(crypto.NONCE_SIZE) for _ in range(count)]
+        texts = [os.urandom(text_size) for _ in range(count)]
+        for at, nonce, text in zip(range(0, size * count, size), nonces, texts):
+            workspace.run[at : at + size] = nonce + os.urandom(crypto.AUTHENTICATOR_SIZE) + text
+        expected = [workspace.seal(KEY, nonce, text) for nonce, text in zip(nonces, texts)]
+        assert workspace.seal_run(KEY, size, count) == b"".join(expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "size", "count"),
+    [
+        (KEY[:-1], 100, 1),
+        (KEY + b"k", 100, 1),
+        (KEY, crypto.BOX_OVERHEAD - 1, 1),
+        (KEY, -100, 1),
+        (KEY, 100, -1),
+        (KEY, 100, crypto.RUN_SIZE // 100 + 1),
+        (KEY, crypto.RUN_SIZE + 1, 1),
+    ],
+)
+def test_nothing_is_sealed_outside_of_the_memory(
+    workspace: crypto.Workspace, key: bytes, size: int, count: int
+) -> None:
+    with pytest.raises(crypto.EncryptionError):
+        workspace.seal_run(key, size, count)
 
 
 @pytest.mark.parametrize("start", [-44, -1, 1, 44, 45, 1 << 40])

@@ -133,9 +133,28 @@ def test_what_one_seals_the_other_opens_once(body: bytes, timestamp: float) -> N
         theirs.open(datagram)
 
 
+@pytest.mark.parametrize("uses_cffi", [True, False])
+@pytest.mark.parametrize("count", [2, 45, 400])
+def test_bodies_of_one_length_are_sealed_as_any_others(
+    monkeypatch: pytest.MonkeyPatch, uses_cffi: bool, count: int
+) -> None:
+    """Also those of more bytes than are sealed in one go."""
+    monkeypatch.setattr(crypto, "_uses_cffi", uses_cffi and crypto._uses_cffi)
+    ours, theirs = pair_of_two()
+    bodies = [b"%d" % index + bytes(1000) for index in range(1000, 1000 + count)]
+    assert 400 * len(bodies[0]) > crypto.RUN_SIZE
+    datagrams = [*ours.seal(bodies, 7.0), *ours.seal([b"another", b"length"], 8.0)]
+    assert [theirs.open(datagram) for datagram in datagrams[:count]] == [(7.0, body) for body in bodies]
+    assert [theirs.open(datagram)[1] for datagram in datagrams[count:]] == [b"another", b"length"]
+    assert [int.from_bytes(datagram[16:24], "big") for datagram in datagrams] == list(range(count + 2))
+    assert len({datagram[8:16] for datagram in datagrams}) == count + 2
+    assert ours.counter == count + 2
+    assert [ours.reopen(datagram) for datagram in datagrams[:count]] == bodies
+
+
 def test_the_datagram_has_the_layout_of_the_design() -> None:
     ours, theirs = pair_of_two()
-    for counter, datagram in enumerate(ours.seal([b"body"] * 2, 1.0) + ours.seal([b"body"], 2.0)):
+    for counter, datagram in enumerate([*ours.seal([b"body"] * 2, 1.0), *ours.seal([b"body"], 2.0)]):
         assert datagram[:8] == theirs.open_tag
         assert int.from_bytes(datagram[16:24], "big") == counter
         assert theirs.open(datagram) == (1.0 if counter < 2 else 2.0, b"body")

@@ -67,8 +67,8 @@ class CountingSocket(socket.socket):
         return super().sendto(*args)
 
     def sendmsg(self, buffers: Any, *args: Any) -> int:
-        buffers = list(buffers)
-        self._note(len(buffers))
+        buffers, ((_, _, size),) = list(buffers), args[0]
+        self._note(-(-sum(map(len, buffers)) // int.from_bytes(size, sys.byteorder)))
         return super().sendmsg(buffers, *args)
 
     def recvmsg_into(self, *args: Any) -> Any:
