@@ -382,9 +382,9 @@ def _run_functions() -> tuple[Any, SealRun]:
         nonlocal pointers, size_of_pointers
         _check_run(key, size, count)
         if size != size_of_pointers:
-            starts = range(0, RUN_SIZE - size + 1, size)
-            pointers = [(memory + at, memory + at + NONCE_SIZE, memory + at + BOX_OVERHEAD) for at in starts]
-            size_of_pointers = size
+            pointers, size_of_pointers = [], size
+        for at in range(size * len(pointers), size * count, size):
+            pointers.append((memory + at, memory + at + NONCE_SIZE, memory + at + BOX_OVERHEAD))
         plain_size = size - BOX_OVERHEAD
         for nonce, box, plain in pointers[:count]:
             # In place: the ciphertext comes where the plaintext is, which libsodium allows.

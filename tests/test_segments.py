@@ -30,6 +30,7 @@ def test_segments_are_what_cutting_gives(whole: bytes, size: int, data: st.DataO
     assert segments[index] == cut[index]
     part = data.draw(st.slices(len(cut)))
     assert list(segments[part]) == cut[part]
+    assert {type(segment) for segment in segments[part]} <= {bytes}
     assert segments.lengths() == list(map(len, cut))
     for outside in (len(cut), -len(cut) - 1):
         with pytest.raises(IndexError):
@@ -77,6 +78,13 @@ def test_a_run_is_sealed_as_its_datagrams_one_by_one(workspace: crypto.Workspace
             workspace.run[at : at + size] = nonce + os.urandom(crypto.AUTHENTICATOR_SIZE) + text
         expected = [workspace.seal(KEY, nonce, text) for nonce, text in zip(nonces, texts)]
         assert workspace.seal_run(KEY, size, count) == b"".join(expected)
+
+
+def test_runs_of_different_sizes_and_lengths_follow_each_other(workspace: crypto.Workspace) -> None:
+    for text_size, count in ((100, 2), (100, 5), (200, 3), (100, 1), (0, 4), (0, 0), (100, 6)):
+        size, text = text_size + crypto.BOX_OVERHEAD, os.urandom(text_size)
+        workspace.run[: size * count] = (NONCE + bytes(crypto.AUTHENTICATOR_SIZE) + text) * count
+        assert workspace.seal_run(KEY, size, count) == workspace.seal(KEY, NONCE, text) * count
 
 
 @pytest.mark.parametrize(
