@@ -46,8 +46,8 @@ class StoredLayout(NamedTuple):
     tail: bytes
     """What follows the message, up to the padding."""
     body_size: int
-    inside: struct.Struct
-    """What is sealed around such a body: random bytes, counter, timestamp; head, message, tail."""
+    fields: str
+    """Head, message and tail in a format of `struct`; the padding is skipped."""
 
     def make(self, messages: Sequence[bytes]) -> list[bytes]:
         """`make_payload_body(store_frame(message), body_size)` for each of them."""
@@ -70,8 +70,8 @@ def stored_layout(message_size: int, body_size: int) -> StoredLayout:
     end = FRAME_START + len(frame)
     tail_end = end + len(packet.CONTROL_KEY + EMPTY_BIN + packet.PADDING_KEY) + 3
     head, tail = body[: end - message_size], body[end:tail_end]
-    inside = struct.Struct(f">8sQd{len(head)}s{message_size}s{len(tail)}s")
-    return StoredLayout(head, end, tail, body_size, inside)
+    fields = f"{len(head)}s{message_size}s{len(tail)}s{body_size - tail_end}x"
+    return StoredLayout(head, end, tail, body_size, fields)
 
 
 def likely_layout(body: bytes) -> StoredLayout | None:

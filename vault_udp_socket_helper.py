@@ -29,8 +29,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import itertools
 import logging
 import os
+import struct
 import sys
 from typing import Any, Callable, Iterator, Union
 
@@ -49,9 +51,8 @@ PrivateKey = Union[bytes, bytearray]
 Buffer = Union[bytes, bytearray, memoryview]
 Seal = Callable[[bytes, bytes, bytes], bytes]
 OpenSealed = Callable[[bytes, Buffer], bytes]
-OpenHere = Callable[[bytes, bytes], Any]
-OpenRun = Callable[[bytes, Buffer, int, int], Iterator[Any]]
 SealRun = Callable[[bytes, int, int], bytes]
+OpenRun = Callable[[bytes, int, int], int]
 
 
 class CryptoError(Exception):
@@ -84,6 +85,12 @@ class SignatureError(CryptoError):
 def random_bytes(size: int) -> bytes:
     """Return `size` bytes of the system's cryptographic random generator."""
     return os.urandom(size)
+
+
+def random_parts(size: int) -> Iterator[bytes]:
+    """`random_bytes(size)` without end, from one system call for many of them. Not thread-safe."""
+    split = struct.Struct(f"{size}s" * 64).unpack
+    return itertools.chain.from_iterable(iter(lambda: split(random_bytes(64 * size)), None))
 
 
 def new_enc_private() -> bytes:
@@ -253,10 +260,8 @@ def _not_authentic() -> DecryptionError:
     return DecryptionError("the message is not authentic: sealed with another key, or changed on the way")
 
 
-# Longer than what travels in jumbo frames; what is longer still is sealed and opened in memory of its own.
-_WORKSPACE_SIZE = 9216
 RUN_SIZE = 262_144
-"""Bytes of datagrams that are sealed in one go; the processor's cache holds them."""
+"""Bytes of datagrams that are sealed or opened in one go; the processor's cache holds them."""
 
 
 def _choose_functions() -> tuple[Seal, OpenSealed]:
@@ -286,147 +291,121 @@ _uses_cffi = seal.__module__ == __name__ and "_cffi" in seal.__qualname__
 
 
 class Workspace:
-    """Seals and opens in buffers that are reused from call to call, which saves a third of the time.
+    """Seals and opens where the bytes lie, in memory that is used again: half the cost of `seal`.
 
-    Not thread-safe: its owner holds a lock during each call, until it has copied what `open` left, and from
-    writing into `run` to the end of `seal_run`.
+    In it lies a run: datagrams of one size, end to end from the start. Sealed, each is a nonce and a box;
+    unsealed it is the nonce, `AUTHENTICATOR_SIZE` bytes that mean nothing, and the plaintext.
+
+    Not thread-safe: its owner holds a lock from writing a run to copying the last of what came of it.
 
     Attributes:
-        seal: as above.
-        run: `RUN_SIZE` bytes to write into: datagrams that are to be sealed, end to end, of one size each:
-            the nonce, `AUTHENTICATOR_SIZE` bytes of anything, the plaintext.
-        seal_run: `seal_run(key, size, count)` seals the first `count` datagrams of `size` bytes in `run`
-            where they are, and returns them; raises `EncryptionError` for a key of the wrong length, or if so
-            many do not fit.
-        open: `open(key, datagram)` returns a buffer with the plaintext in front; what lies behind it
-            (`len(datagram) - BOX_OVERHEAD` bytes) is left over from earlier calls.
-        open_run: `open_run(key, whole, start, size)` opens the datagrams of `size` bytes that lie end to end
-            in `whole` from `start` on, one after the other, and yields such a buffer for each; it ends with
-            the first that does not open or is shorter, and opens none that are longer than `_WORKSPACE_SIZE`.
-
-    All take bytes only, datagrams of at most 65,535 bytes.
+        run: `RUN_SIZE` bytes to write into and read from.
+        seal_run: `seal_run(key, size, count)` seals the first `count` datagrams of `size` bytes in `run` and
+            returns them. Raises `EncryptionError` if the key has the wrong length, or if so many do not fit.
+        open_run: `open_run(key, size, count)` opens them, up to the first that is not authentic, and returns
+            how many it has opened. Raises `DecryptionError` as `seal_run` does.
     """
 
-    __slots__ = ("open", "open_run", "run", "seal", "seal_run")
+    __slots__ = ("open_run", "run", "seal_run")
 
     def __init__(self) -> None:
-        self.seal, self.open, self.open_run = _workspace_functions()
-        self.run, self.seal_run = _run_functions()
+        functions = _run_functions_of_cffi() if _uses_cffi else _run_functions_of_bindings()
+        self.run, self.seal_run, self.open_run = functions
 
 
-def _workspace_functions() -> tuple[Seal, OpenHere, OpenRun]:
-    if not _uses_cffi:
-        return seal, open_sealed, _open_run_of_slices
+def _run_functions_of_cffi() -> tuple[memoryview, SealRun, OpenRun]:
     from nacl._sodium import ffi, lib
 
     box_easy, box_open_easy = lib.crypto_box_easy_afternm, lib.crypto_box_open_easy_afternm
-    memory = ffi.new("unsigned char[]", _WORKSPACE_SIZE)
-    view, sealed_at = ffi.buffer(memory), memory + NONCE_SIZE
-
-    def seal_here(key: bytes, nonce: bytes, plain: bytes) -> bytes:
-        size = len(plain)
-        if len(key) != KEY_SIZE or len(nonce) != NONCE_SIZE or size > _WORKSPACE_SIZE - BOX_OVERHEAD:
-            return seal(key, nonce, plain)
-        if box_easy(sealed_at, plain, size, nonce, key) != 0:
-            raise EncryptionError(f"libsodium refused to seal {size} bytes")
-        view[:NONCE_SIZE] = nonce
-        sealed: bytes = view[: size + BOX_OVERHEAD]
-        return sealed
-
-    def open_here(key: bytes, datagram: bytes) -> Any:
-        size = len(datagram)
-        if len(key) != KEY_SIZE or not BOX_OVERHEAD <= size <= _WORKSPACE_SIZE:
-            return open_sealed(key, datagram)
-        # The datagram itself is passed as the nonce: libsodium reads its first 24 bytes.
-        if box_open_easy(memory, datagram[NONCE_SIZE:], size - NONCE_SIZE, datagram, key) != 0:
-            raise _not_authentic()
-        return view
-
-    def open_run(key: bytes, whole: Buffer, start: int, size: int) -> Iterator[Any]:
-        if len(key) != KEY_SIZE or not BOX_OVERHEAD <= size <= _WORKSPACE_SIZE or start < 0:
-            return
-        first, box_size = ffi.from_buffer(whole), size - NONCE_SIZE
-        # Within `whole`: libsodium reads whatever it is pointed at.
-        for at in range(start, len(whole) - size + 1, size):
-            datagram = first + at
-            if box_open_easy(memory, datagram + NONCE_SIZE, box_size, datagram, key) != 0:
-                return
-            yield view
-
-    return seal_here, open_here, open_run
-
-
-def _open_run_of_slices(key: bytes, whole: Buffer, start: int, size: int) -> Iterator[bytes]:
-    if start < 0 or size < BOX_OVERHEAD:
-        return
-    for at in range(start, len(whole) - size + 1, size):
-        try:
-            yield open_sealed(key, whole[at : at + size])
-        except DecryptionError:
-            return
-
-
-def _run_functions() -> tuple[Any, SealRun]:
-    if not _uses_cffi:
-        return _run_functions_of_slices()
-    from nacl._sodium import ffi, lib
-
-    box_easy = lib.crypto_box_easy_afternm
     memory = ffi.new("unsigned char[]", RUN_SIZE)
     view = ffi.buffer(memory)
-    # Making a pointer costs a tenth of sealing a datagram, and nearly all runs have the size of the last one.
+    # To nonce, box and plaintext of each datagram, within `memory`. Making a pointer costs a tenth of sealing
+    # a datagram, and nearly all runs have the size of the last one.
     pointers: list[tuple[Any, Any, Any]] = []
     size_of_pointers = 0
 
-    def seal_run(key: bytes, size: int, count: int) -> bytes:
+    def make_pointers(size: int, count: int) -> None:
         nonlocal pointers, size_of_pointers
-        _check_run(key, size, count)
         if size != size_of_pointers:
             pointers, size_of_pointers = [], size
         for at in range(size * len(pointers), size * count, size):
             pointers.append((memory + at, memory + at + NONCE_SIZE, memory + at + BOX_OVERHEAD))
+
+    # In place: the ciphertext comes where the plaintext is, and the other way round, which libsodium allows.
+    # Sizes are checked first, for C reads and writes wherever it is told to.
+
+    def seal_run(key: bytes, size: int, count: int) -> bytes:
+        if len(key) != KEY_SIZE or size < BOX_OVERHEAD or not 0 <= size * count <= RUN_SIZE:
+            raise _no_run(key, size, count, EncryptionError)
+        if size != size_of_pointers or count > len(pointers):
+            make_pointers(size, count)
         plain_size = size - BOX_OVERHEAD
         for nonce, box, plain in pointers[:count]:
-            # In place: the ciphertext comes where the plaintext is, which libsodium allows.
             if box_easy(box, plain, plain_size, nonce, key) != 0:
                 raise EncryptionError(f"libsodium refused to seal {plain_size} bytes")
         sealed: bytes = view[: size * count]
         return sealed
 
-    return view, seal_run
+    def open_run(key: bytes, size: int, count: int) -> int:
+        if len(key) != KEY_SIZE or size < BOX_OVERHEAD or not 0 <= size * count <= RUN_SIZE:
+            raise _no_run(key, size, count, DecryptionError)
+        if size != size_of_pointers or count > len(pointers):
+            make_pointers(size, count)
+        box_size, opened = size - NONCE_SIZE, 0
+        for nonce, box, plain in pointers[:count]:
+            if box_open_easy(plain, box, box_size, nonce, key) != 0:
+                break
+            opened += 1
+        return opened
+
+    return memoryview(view), seal_run, open_run
 
 
-def _run_functions_of_slices() -> tuple[Any, SealRun]:
-    run = bytearray(RUN_SIZE)
+def _run_functions_of_bindings() -> tuple[memoryview, SealRun, OpenRun]:
+    run = memoryview(bytearray(RUN_SIZE))
 
     def seal_run(key: bytes, size: int, count: int) -> bytes:
-        _check_run(key, size, count)
-        datagrams = (bytes(run[at : at + size]) for at in range(0, size * count, size))
-        return b"".join(seal(key, each[:NONCE_SIZE], each[BOX_OVERHEAD:]) for each in datagrams)
+        if len(key) != KEY_SIZE or size < BOX_OVERHEAD or not 0 <= size * count <= RUN_SIZE:
+            raise _no_run(key, size, count, EncryptionError)
+        for at in range(0, size * count, size):
+            nonce, plain = run[at : at + NONCE_SIZE], run[at + BOX_OVERHEAD : at + size]
+            run[at : at + size] = seal(key, bytes(nonce), bytes(plain))
+        return bytes(run[: size * count])
 
-    return run, seal_run
+    def open_run(key: bytes, size: int, count: int) -> int:
+        if len(key) != KEY_SIZE or size < BOX_OVERHEAD or not 0 <= size * count <= RUN_SIZE:
+            raise _no_run(key, size, count, DecryptionError)
+        for index in range(count):
+            sealed = run[index * size : (index + 1) * size]
+            try:
+                sealed[BOX_OVERHEAD:] = open_sealed(key, sealed)
+            except DecryptionError:
+                return index
+        return count
+
+    return run, seal_run, open_run
 
 
-def _check_run(key: bytes, size: int, count: int) -> None:
-    # C writes wherever it is told to.
-    if len(key) != KEY_SIZE or size < BOX_OVERHEAD or not 0 <= size * count <= RUN_SIZE:
-        _check_size("key", key, KEY_SIZE, EncryptionError)
-        raise EncryptionError(
-            f"a run of {count} datagrams of {size} bytes each cannot be sealed: they have {BOX_OVERHEAD} "
-            f"bytes or more, all together {RUN_SIZE} at most"
-        )
+def _no_run(key: bytes, size: int, count: int, error: type[CryptoError]) -> CryptoError:
+    _check_size("key", key, KEY_SIZE, error)
+    return error(
+        f"no run: {count} datagrams of {size} bytes; each has {BOX_OVERHEAD} or more, all {RUN_SIZE} or less"
+    )
 
 
 def _workspace_agrees() -> bool:
     """Whether a workspace does what `seal` and `open_sealed` do."""
     key, nonce, plain = b"k" * KEY_SIZE, b"n" * NONCE_SIZE, b"plain text of odd length"
-    sealed, workspace = seal(key, nonce, plain), Workspace()
-    workspace.run[: len(sealed)] = nonce + bytes(AUTHENTICATOR_SIZE) + plain
-    if workspace.seal_run(key, len(sealed), 1) != sealed:
-        return False
-    run = [opened[: len(plain)] for opened in workspace.open_run(key, sealed + sealed, 0, len(sealed))]
-    opened = workspace.open(key, sealed)[: len(plain)]
-    return workspace.seal(key, nonce, plain) == sealed and run == [plain, plain] and opened == plain
+    sealed, unsealed, workspace = (
+        seal(key, nonce, plain),
+        nonce + bytes(AUTHENTICATOR_SIZE) + plain,
+        Workspace(),
+    )
+    size = len(sealed)
+    workspace.run[: 2 * size] = unsealed * 2
+    seals = workspace.seal_run(key, size, 2) == sealed * 2
+    opens = workspace.open_run(key, size, 2) == 2
+    return seals and opens and workspace.run[2 * size - len(plain) : 2 * size] == plain
 
 
 _uses_cffi = _uses_cffi and _workspace_agrees()
