@@ -92,9 +92,8 @@ class Introductions:
         """Whether `affordable` is known to say no to who is at `source`: the cheap answer in a flood."""
         if now >= self._spent_until and (now >= self._ip_spent_until or source[0] != self._spent_ip):
             return False
-        table = self._state.table
-        nobody = source not in table.by_name and source not in table.by_place
-        return nobody and not self._state.base.may_be_from(source)
+        table, base = self._state.table, self._state.base
+        return source not in table.by_name and source not in table.by_place and not base.may_be_from(source)
 
     def answer_unknown_tag(self, datagram: bytes, source: Address, now: float) -> None:
         """Say hello to whom may hold keys of a session that we have lost; the datagram is dropped.

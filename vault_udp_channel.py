@@ -163,10 +163,14 @@ class Channel:
 
     # --------------------------------------------------------------------------------- clocks and delays
 
-    def fresh_timestamps(self, now: float) -> tuple[float, float]:
-        """The earliest and the latest timestamp that a datagram of this peer may bear now."""
+    def fresh_timestamps(self, now: float, max_age: float) -> tuple[float, float]:
+        """The earliest and the latest timestamp that a datagram of this peer may bear now.
+
+        Args:
+            max_age: seconds that it may lie away from the peer's clock.
+        """
         peer_time = self.local.session_time(now) + self.clock_offset
-        return peer_time - self.local.max_age, peer_time + self.local.max_age
+        return peer_time - max_age, peer_time + max_age
 
     def _measure(self, peer_time: float, sent_at: float, now: float) -> None:
         # Cristian's algorithm: the peer read its clock between our two readings, so the offset is known to

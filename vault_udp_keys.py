@@ -133,8 +133,6 @@ class LocalKeys:
         self.sign_seed = sign_seed
         self.sign_public = crypto.sign_public_of(sign_seed)
         self.flags = flags
-        self.max_age = 60.0
-        """Seconds that a datagram's timestamp may lie away from its sender's clock."""
         self.keepalive = float("inf")
         """Seconds without sending after which a peer is sent something, to keep a NAT's mapping open."""
         self.finds_sizes = True

@@ -172,13 +172,12 @@ class Node(Upkeep):
         """Decide about datagrams that arrived from `source`."""
         if self.closed:
             return
-        self.local.max_age = encryption_module.MAX_MESSAGE_AGE_SECONDS
-        self.counters["datagrams_received"] += len(datagrams)
+        index, count = 0, len(datagrams)
+        self.counters["datagrams_received"] += count
         if not source[1]:
             # Nobody sends from there but who forges, and nothing can be sent there.
-            self.count_drop("no_source_port", source, now, len(datagrams))
+            self.count_drop("no_source_port", source, now, count)
             return
-        index, count = 0, len(datagrams)
         while index < count:
             datagram = datagrams[index]
             known = self.tags.get(datagram[:TAG_SIZE])
@@ -212,7 +211,7 @@ class Node(Upkeep):
         """
         peer: Peer = session.owner
         messages: list[bytes] = []
-        earliest, latest = session.fresh_timestamps(now)
+        earliest, latest = session.fresh_timestamps(now, encryption_module.MAX_MESSAGE_AGE_SECONDS)
         newest, heard = pair.window.highest, False
         was_up = only_data = session.up
         count, tag = len(datagrams), pair.open_tag
