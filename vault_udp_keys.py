@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING, NamedTuple, Sequence
 if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
     from vault_udp_address import Address
-    from vault_udp_layout import StoredLayout
+    from vault_udp_layout import StoredBodies, StoredLayout
     from vault_udp_packet import PacketError
     from vault_udp_replay import CounterWindow
     from vault_udp_segments import Segments
 else:
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address
-    from .vault_udp_layout import StoredLayout
+    from .vault_udp_layout import StoredBodies, StoredLayout
     from .vault_udp_packet import PacketError
     from .vault_udp_replay import CounterWindow
     from .vault_udp_segments import Segments
@@ -260,26 +260,31 @@ class Pair:
 
     def seal(self, bodies: Sequence[bytes], timestamp: float) -> Sequence[bytes]:
         """The sealed datagrams around `bodies`; each uses up one counter."""
-        if len(bodies) < 2 or len(set(map(len, bodies))) > 1:
-            return [self._seal_alike((body,), timestamp) for body in bodies]
-        size = len(bodies[0]) + SEALED_OVERHEAD
-        most = crypto.RUN_SIZE // size
-        parts = [bodies[first : first + most] for first in range(0, len(bodies), most)]
-        return Segments(b"".join([self._seal_alike(part, timestamp) for part in parts]), size)
+        if bodies.__class__ is StoredBodies:
+            layout = bodies.layout
+            return self._seal_alike(layout.fields, layout.head, bodies.messages, layout.tail, timestamp)
+        if len(set(map(len, bodies))) == 1:
+            return self._seal_alike(f"0s{len(bodies[0])}s0s", b"", bodies, b"", timestamp)
+        return [datagram for body in bodies for datagram in self.seal((body,), timestamp)]
 
-    def _seal_alike(self, bodies: Sequence[bytes], timestamp: float) -> bytes:
-        """`seal` for bodies of one length, which are written to where they are sealed; end to end."""
-        body_size, count, counter = len(bodies[0]), len(bodies), self.counter
-        self.counter += count
-        size, at = body_size + SEALED_OVERHEAD, 0
-        pack, run, tag = _datagram(f"{body_size}s").pack_into, self._workspace.run, self._seal_tag
-        # The counter alone makes the nonce unique under this key. The random bytes are there because whoever
-        # learns one nonce must not know the message nonce of another datagram.
-        for body, random_bytes in zip(bodies, self._random_parts):
-            pack(run, at, tag, random_bytes, counter, random_bytes, counter, timestamp, body)
-            at += size
-            counter += 1
-        return self._workspace.seal_run(self._seal_key, size, count)
+    def _seal_alike(
+        self, fields: str, head: bytes, middles: Sequence[bytes], tail: bytes, timestamp: float
+    ) -> Sequence[bytes]:
+        """`seal` for bodies of one length that differ in their middles only."""
+        form = _datagram(fields)
+        size, pack, run, tag = form.size, form.pack_into, self._workspace.run, self._seal_tag
+        most, runs = crypto.RUN_SIZE // size, []
+        for first in range(0, len(middles), most):
+            part, counter, at = middles[first : first + most], self.counter, 0
+            self.counter += len(part)
+            # The counter alone makes the nonce unique under this key. The random bytes are there because
+            # whoever learns one nonce must not know the message nonce of another datagram.
+            for middle, random in zip(part, self._random_parts):
+                pack(run, at, tag, random, counter, random, counter, timestamp, head, middle, tail)
+                at += size
+                counter += 1
+            runs.append(self._workspace.seal_run(self._seal_key, size, len(part)))
+        return runs if len(middles) == 1 else Segments(b"".join(runs), size)
 
     def open(self, datagram: bytes) -> tuple[float, bytes]:
         """Authenticate a datagram with our tag and return its timestamp and body, once.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from typing import TYPE_CHECKING, NamedTuple, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Sequence, overload
 
 import msgpack
 
@@ -49,10 +49,9 @@ class StoredLayout(NamedTuple):
     fields: str
     """Head, message and tail in a format of `struct`; the padding is skipped."""
 
-    def make(self, messages: Sequence[bytes]) -> list[bytes]:
-        """`make_payload_body(store_frame(message), body_size)` for each of them."""
-        head, rest = self.head, self.tail.ljust(self.body_size - self.end, b"\0")
-        return [b"%b%b%b" % (head, message, rest) for message in messages]
+    def make(self, message: bytes) -> bytes:
+        """`make_payload_body(store_frame(message), body_size)`."""
+        return (b"%b%b%b" % (self.head, message, self.tail)).ljust(self.body_size, b"\0")
 
     def read(self, body: bytes) -> bytes | None:
         """The message of a body as `make` makes it, whatever its padding; None for any other body."""
@@ -60,6 +59,30 @@ class StoredLayout(NamedTuple):
         if len(body) == body_size and body.startswith(head) and body.startswith(tail, end):
             return body[len(head) : end]
         return None
+
+
+class StoredBodies(Sequence[bytes]):
+    """Bodies of one layout, each made when it is looked at: a `Pair` writes its parts where it seals them."""
+
+    __slots__ = ("layout", "messages")
+
+    def __init__(self, messages: Sequence[bytes], body_size: int) -> None:
+        self.messages = messages
+        self.layout = stored_layout(len(messages[0]), body_size)
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[bytes]: ...
+
+    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+        if isinstance(index, slice):
+            return [self.layout.make(message) for message in self.messages[index]]
+        return self.layout.make(self.messages[index])
 
 
 @functools.lru_cache(maxsize=2048)
@@ -70,7 +93,7 @@ def stored_layout(message_size: int, body_size: int) -> StoredLayout:
     end = FRAME_START + len(frame)
     tail_end = end + len(packet.CONTROL_KEY + EMPTY_BIN + packet.PADDING_KEY) + 3
     head, tail = body[: end - message_size], body[end:tail_end]
-    fields = f"{len(head)}s{message_size}s{len(tail)}s{body_size - tail_end}x"
+    fields = f"{len(head)}s{message_size}s{len(tail)}s{body_size - end - len(tail)}x"
     return StoredLayout(head, end, tail, body_size, fields)
 
 
@@ -162,7 +185,7 @@ def make_coalesced_body(messages: Sequence[bytes], body_size: int) -> bytes:
     return packet.padded(_COALESCED_HEAD + msgpack.packb(messages), body_size)
 
 
-def make_bodies(messages: Sequence[bytes], body_size: int, coalesce: bool) -> list[bytes]:
+def make_bodies(messages: Sequence[bytes], body_size: int, coalesce: bool) -> Sequence[bytes]:
     """v2 bodies of exactly `body_size` bytes that carry `messages` in order.
 
     With `coalesce`, messages that wait together share a body, at most 256 of them.
@@ -173,30 +196,30 @@ def make_bodies(messages: Sequence[bytes], body_size: int, coalesce: bool) -> li
     Raises:
         TooLargeError: one of them does not fit.
     """
+    if len(set(map(len, messages))) == 1 and set(map(type, messages)) == {bytes}:
+        return _make_bodies_alike(messages, body_size, coalesce and len(messages) > 1)
     if len(messages) > 1 and coalesce:
-        sizes = set(map(len, messages))
-        if len(sizes) == 1 and set(map(type, messages)) == {bytes}:
-            return _make_bodies_alike(messages, sizes.pop(), body_size)
         return _make_bodies_mixed(messages, body_size)
-    return [body for message in messages for body in _make_single(message, body_size)]
+    return [_make_single(message, body_size) for message in messages]
 
 
-def _make_single(message: bytes, body_size: int) -> list[bytes]:
+def _make_single(message: bytes, body_size: int) -> bytes:
     if message.__class__ is CompressedFrame:
-        return [packet.make_payload_body(message, body_size)]
-    return stored_layout(len(message), body_size).make((message,))
+        return packet.make_payload_body(message, body_size)
+    return stored_layout(len(message), body_size).make(message)
 
 
-def _make_bodies_alike(messages: Sequence[bytes], size: int, body_size: int) -> list[bytes]:
+def _make_bodies_alike(messages: Sequence[bytes], body_size: int, coalesce: bool) -> Sequence[bytes]:
+    size = len(messages[0])
     cost = size + (2 if size < 256 else 3)
     count = min(MAX_MESSAGES_PER_BODY, (body_size - COALESCED_OVERHEAD) // cost)
-    if count < 2:
-        return stored_layout(size, body_size).make(messages)
+    if not coalesce or count < 2:
+        return StoredBodies(messages, body_size)
     bodies: list[bytes] = []
     for start in range(0, len(messages), count):
         part = messages[start : start + count]
         layout = alike_layout(len(part), size, body_size)
-        bodies += _make_single(part[0], body_size) if layout is None else [layout.make(part)]
+        bodies.append(_make_single(part[0], body_size) if layout is None else layout.make(part))
     return bodies
 
 
@@ -216,6 +239,6 @@ def _make_bodies_mixed(messages: Sequence[bytes], body_size: int) -> list[bytes]
             bodies.append(make_coalesced_body(messages[start:end], body_size))
         else:
             end = start + 1
-            bodies += _make_single(messages[start], body_size)
+            bodies.append(_make_single(messages[start], body_size))
         start = end
     return bodies

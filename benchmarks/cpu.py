@@ -354,7 +354,7 @@ def _garbage_cost(datagram: bytes, count: int, spread: bool) -> float:
     known = End(clock, ("10.0.0.1", 9))
     nodes.connect(server, known)
     sources = [nodes.address_of(index) for index in range(1000 if spread else 1)]
-    # Other tags each time, as a stranger would send them; an announcement begins as announcements do. Not more
+    # Other tags each time, as a stranger would send them; an announcement begins as announcements do. No more
     # of them than the processor's cache holds, where the kernel puts what has just come.
     batch_size, keep = 1 if spread else 32, looks_clear(datagram)
     batches = [

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import msgpack
 import pytest
 from hypothesis import given
@@ -46,6 +48,20 @@ def test_messages_of_one_size_are_packed_as_msgpack_does_and_read_back(alike: tu
             assert body == layouts.make_coalesced_body(list(read), body_size)
         arrived += read
     assert arrived == messages
+
+
+@pytest.mark.parametrize("body_size", [BODY_SIZE, 300, 70])
+def test_stored_bodies_of_all_sizes_are_what_their_parts_give(body_size: int) -> None:
+    """Also where the padding has no room for its header's longer form."""
+    for size in range(packet.message_room(body_size) + 1):
+        messages = numbered(3, size)
+        bodies = layouts.make_bodies(messages, body_size, coalesce=False)
+        assert isinstance(bodies, layouts.StoredBodies)
+        expected = [packet.make_payload_body(packet.store_frame(message), body_size) for message in messages]
+        assert list(bodies) == bodies[:] == expected
+        layout = bodies.layout
+        parts = [struct.pack(layout.fields, layout.head, message, layout.tail) for message in messages]
+        assert parts == expected
 
 
 def test_as_many_small_messages_share_a_datagram_as_have_room() -> None:

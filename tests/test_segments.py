@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import vault_udp_node
 import vault_udp_socket_helper as crypto
 from vault_udp_layout import make_bodies
+from vault_udp_packet import message_room
 from vault_udp_segments import Segments
 
 A, B = ("10.0.0.1", 1001), ("10.0.0.2", 1002)
@@ -138,6 +139,21 @@ def test_messages_in_order_are_read_without_cutting_their_datagrams_out() -> Non
         bob.node.receive(segments, A, bob.now)
     assert [message for _, delivered in bob.node.deliveries for message in delivered] == messages
     assert cut == [0, 0]
+
+
+def test_bursts_of_messages_of_all_sizes_arrive() -> None:
+    net = FakeNet(0)
+    bob = net.node(B)
+    alice = net.node(A, B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    session = alice.peer(B).session
+    for size in range(message_room(session.body_size) + 1):
+        messages = [b"%d" % number * size for number in range(4)]
+        datagrams = session.seal(make_bodies(messages, session.body_size, False), alice.now)
+        assert isinstance(datagrams, Segments)
+        bob.node.receive(Segments(bytes(datagrams.whole), datagrams.size), A, bob.now)
+        assert [message for _, some in bob.node.deliveries for message in some] == messages
+        bob.node.deliveries.clear()
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_bodies(case: dict[str, Any]) -> None:
     if case["kind"] == "v1":
         assert packet.make_v1_body(packet.store_frame(messages[0]), case["size"]) == body
     else:
-        assert layouts.make_bodies(messages, case["size"], coalesce=True) == [body]
+        assert list(layouts.make_bodies(messages, case["size"], coalesce=True)) == [body]
 
 
 @pytest.mark.parametrize("case", vectors("keys"), ids=["alice-bob", "bob-alice", "alice-carol"])
