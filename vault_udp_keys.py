@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING, NamedTuple, Sequence
 if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
     from vault_udp_address import Address
-    from vault_udp_layout import StoredBodies, StoredLayout
+    from vault_udp_layout import Layout, StoredBodies
     from vault_udp_packet import PacketError
     from vault_udp_replay import CounterWindow
     from vault_udp_segments import Segments
 else:
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address
-    from .vault_udp_layout import StoredBodies, StoredLayout
+    from .vault_udp_layout import Layout, StoredBodies
     from .vault_udp_packet import PacketError
     from .vault_udp_replay import CounterWindow
     from .vault_udp_segments import Segments
@@ -325,55 +325,60 @@ class Pair:
         return self._opened(self._seal_key, datagram)[2]
 
     def open_in_order(
-        self, segments: Segments, index: int, layout: StoredLayout, earliest: float, latest: float
-    ) -> list[bytes]:
-        """The messages of `segments` from `index` on, as long as each is what is to be expected next.
+        self,
+        segments: Segments,
+        index: int,
+        layout: Layout,
+        earliest: float,
+        latest: float,
+        messages: list[bytes],
+    ) -> int:
+        """Open `segments` from `index` on, as long as each is what is to be expected next.
 
         That is: authentic, with our tag and the next counter, stamped from `earliest` to `latest`, its body
         as `layout` says. The first that is not is left to `open` and to whoever judges its body; nothing of
-        it is kept here. So this is `open`, `CounterWindow.accept` and `StoredLayout.read` for the usual case,
+        it is kept here. So this is `open`, `CounterWindow.accept` and `Layout.read` for the usual case,
         without calls and copies between them: it may decline what they accept, but accepts nothing that they
         decline.
 
         Twice as many are opened in one go as were in order the last time: where that is in vain, as with
         messages of changing sizes, it is no more than a part of what was opened.
+
+        Args:
+            messages: takes what is in them.
+
+        Returns:
+            The index of the first that is left.
         """
         size, whole = segments.size, segments.whole
         if size != layout.body_size + SEALED_OVERHEAD:
-            return []
-        messages: list[bytes] = []
-        left = len(whole) // size - index  # a shorter last one is not like these
-        while left:
-            count = min(left, 2 * self._in_order + 1, MOST_OPENED_AT_ONCE)
-            start = (index + len(messages)) * size
-            more = self._open_next(whole[start : start + count * size], size, layout, earliest, latest)
-            messages += more
-            self._in_order = len(more)
-            if len(more) < count:
+            return index
+        end = len(whole) // size  # a shorter last one is not like these
+        while index < end:
+            count = min(end - index, 2 * self._in_order + 1, MOST_OPENED_AT_ONCE)
+            part = whole[index * size : (index + count) * size]
+            self._in_order = self._open_next(part, size, layout, earliest, latest, messages)
+            index += self._in_order
+            if self._in_order < count:
                 break
-            left -= count
-        return messages
+        return index
 
     def _open_next(
-        self, datagrams: bytes | memoryview, size: int, layout: StoredLayout, earliest: float, latest: float
-    ) -> list[bytes]:
+        self,
+        datagrams: bytes | memoryview,
+        size: int,
+        layout: Layout,
+        earliest: float,
+        latest: float,
+        messages: list[bytes],
+    ) -> int:
         workspace, head, tail, tag = self._workspace, layout.head, layout.tail, self.open_tag
         workspace.run[: len(datagrams)] = datagrams
         opened = workspace.open_run(self._open_key, size, len(datagrams) // size)
         expected = first = self.window.highest + 1
-        messages: list[bytes] = []
-        fields = _datagram(layout.fields).iter_unpack(workspace.run[: opened * size])
-        for (
-            its_tag,
-            outer_random,
-            outer_counter,
-            random,
-            counter,
-            timestamp,
-            its_head,
-            message,
-            its_tail,
-        ) in fields:
+        messages_of = layout.messages_of if layout.split is not None else None
+        for row in _datagram(layout.fields).iter_unpack(workspace.run[: opened * size]):
+            its_tag, outer_random, outer_counter, random, counter, timestamp, its_head, middle, its_tail = row
             if not (
                 outer_counter == counter == expected
                 and outer_random == random
@@ -383,7 +388,13 @@ class Pair:
                 and its_tail == tail
             ):
                 break
-            messages.append(message)
+            if messages_of is None:
+                messages.append(middle)
+            else:
+                found = messages_of(middle)
+                if found is None:
+                    break
+                messages += found
             expected += 1
         self.window.accept_next(expected - first)
-        return messages
+        return expected - first

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bodies that carry messages: made in as few datagrams as can be, the usual ones read without a parser.
 
-Nearly every datagram has one of two layouts: one stored message (`StoredLayout`), or several of one size
-(`AlikeLayout`). In either, every byte that is neither message nor padding follows from a few of them.
+Nearly every datagram has one of two layouts: one stored message, or several of one size. In either, every
+byte that is neither message nor padding follows from a few of them.
 
 Why reading them without a parser is safe: those few bytes say which layout it would have to be; all the other
 bytes are then compared with what that layout has there. What is not equal is left to `vault_udp_packet`,
@@ -34,35 +34,121 @@ _MIN_PADDING = len(packet.PADDING_KEY + EMPTY_BIN)
 _ARRAY_AT = len(_COALESCED_HEAD)
 
 
-# ---------------------------------------------------------------------------------------------- one message
+# --------------------------------------------------------------------------------------------- the usual ones
 
 
-class StoredLayout(NamedTuple):
-    """What all bodies of one size share that carry one stored message of one size."""
+class Layout(NamedTuple):
+    """What all bodies of one size share that carry one number of messages of one size."""
 
     head: bytes
+    """What precedes the first message."""
+    header: bytes
+    """What precedes each of the others."""
     end: int
-    """Where the message ends; it starts behind `head`."""
+    """Where the last message ends."""
     tail: bytes
-    """What follows the message, up to the padding."""
+    """What follows it, up to the padding."""
     body_size: int
     fields: str
-    """Head, message and tail in a format of `struct`; the padding is skipped."""
+    """In a format of `struct`: head, all messages with what is between them, tail; the padding is skipped."""
+    columns: Sequence[tuple[int, bytes]]
+    """Where behind `head` each byte of a header stands first, and all its repetitions in a row."""
+    step: int
+    """Bytes from there to the next of them."""
+    split: struct.Struct | None
+    """The messages behind `head`; None if there is one only."""
 
-    def make(self, message: bytes) -> bytes:
-        """`make_payload_body(store_frame(message), body_size)`."""
-        return (b"%b%b%b" % (self.head, message, self.tail)).ljust(self.body_size, b"\0")
+    def make(self, messages: Sequence[bytes]) -> bytes:
+        """The body around them."""
+        return (b"%b%b%b" % (self.head, self.header.join(messages), self.tail)).ljust(self.body_size, b"\0")
 
-    def read(self, body: bytes) -> bytes | None:
-        """The message of a body as `make` makes it, whatever its padding; None for any other body."""
-        head, end, tail, body_size, _ = self
-        if len(body) == body_size and body.startswith(head) and body.startswith(tail, end):
-            return body[len(head) : end]
+    def read(self, body: bytes) -> Sequence[bytes] | None:
+        """The messages of a body as `make` makes it, whatever its padding; None for any other body."""
+        if (
+            len(body) == self.body_size
+            and body.startswith(self.head)
+            and body.startswith(self.tail, self.end)
+        ):
+            return self.messages_of(body[len(self.head) : self.end])
         return None
+
+    def messages_of(self, middle: bytes) -> Sequence[bytes] | None:
+        """The same for what lies between head and tail, which has the length that it must have."""
+        if self.split is None:
+            return (middle,)
+        for start, repeated in self.columns:
+            if middle[start :: self.step] != repeated:
+                return None
+        return self.split.unpack(middle)
+
+
+@functools.lru_cache(maxsize=2048)
+def stored_layout(message_size: int, body_size: int) -> Layout:
+    """That of `make_payload_body(store_frame(message))`; such a message must fit."""
+    frame = packet.store_frame(bytes(message_size))
+    body = packet.make_payload_body(frame, body_size)
+    end = FRAME_START + len(frame)
+    tail_end = end + len(packet.CONTROL_KEY + EMPTY_BIN + packet.PADDING_KEY) + 3
+    return _layout(body[: end - message_size], b"", 1, message_size, body[end:tail_end], body_size)
+
+
+@functools.lru_cache(maxsize=256)
+def alike_layout(count: int, message_size: int, body_size: int) -> Layout | None:
+    """That of `make_coalesced_body(messages)` for `count` messages of that size.
+
+    Returns:
+        None if they do not fit, or are fewer than 2.
+    """
+    header = b"\xc4%c" % message_size if message_size < 256 else b"\xc5%b" % message_size.to_bytes(2, "big")
+    array = b"%c" % (0x90 | count) if count < 16 else b"\xdc%b" % count.to_bytes(2, "big")
+    head = _COALESCED_HEAD + array + header
+    end = len(head) - len(header) + count * (len(header) + message_size)
+    if not 1 < count <= MAX_MESSAGES_PER_BODY or end + _MIN_PADDING > body_size:
+        return None
+    return _layout(head, header, count, message_size, packet.padding_head(body_size - end), body_size)
+
+
+def _layout(head: bytes, header: bytes, count: int, message_size: int, tail: bytes, body_size: int) -> Layout:
+    step = len(header) + message_size
+    middle_size = count * step - len(header)
+    end = len(head) + middle_size
+    columns = [
+        (message_size + offset, header[offset : offset + 1] * (count - 1)) for offset in range(len(header))
+    ]
+    further = f"{len(header)}x{message_size}s" * (count - 1)
+    split = struct.Struct(f"{message_size}s{further}") if count > 1 else None
+    fields = f"{len(head)}s{middle_size}s{len(tail)}s{body_size - end - len(tail)}x"
+    return Layout(head, header, end, tail, body_size, fields, columns, step, split)
+
+
+def _likely_layout(body: bytes) -> Layout | None:
+    """The one such layout that this body may have; None if it can have none."""
+    if body.startswith(BODY_HEAD):
+        # By the length of its payload.
+        frame_size = int.from_bytes(body[FRAME_START - 2 : FRAME_START], "big")
+        message_size = frame_size - (9 if frame_size < 265 else 10)
+        if message_size < 0 or frame_size > len(body) - packet.BODY_OVERHEAD:
+            return None
+        return stored_layout(message_size, len(body))
+    # By its number of messages, and the size of the first.
+    if len(body) <= COALESCED_OVERHEAD or not body.startswith(_COALESCED_HEAD):
+        return None
+    count, at = body[_ARRAY_AT] & 0x0F, _ARRAY_AT + 1
+    if body[_ARRAY_AT] == 0xDC:
+        count, at = int.from_bytes(body[at : at + 2], "big"), at + 2
+    size = body[at + 1] if body[at] == 0xC4 else int.from_bytes(body[at + 1 : at + 3], "big")
+    return alike_layout(count, size, len(body))
+
+
+def read_messages(body: bytes) -> tuple[Layout, Sequence[bytes]] | None:
+    """The layout and the messages of a usual body; None for any other body."""
+    layout = _likely_layout(body)
+    messages = layout.read(body) if layout is not None else None
+    return None if layout is None or messages is None else (layout, messages)
 
 
 class StoredBodies(Sequence[bytes]):
-    """Bodies of one layout, each made when it is looked at: a `Pair` writes its parts where it seals them."""
+    """Bodies of one message each, made when looked at: a `Pair` writes their parts where it seals them."""
 
     __slots__ = ("layout", "messages")
 
@@ -81,100 +167,8 @@ class StoredBodies(Sequence[bytes]):
 
     def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
         if isinstance(index, slice):
-            return [self.layout.make(message) for message in self.messages[index]]
-        return self.layout.make(self.messages[index])
-
-
-@functools.lru_cache(maxsize=2048)
-def stored_layout(message_size: int, body_size: int) -> StoredLayout:
-    """The layout of a stored message of that size, which must fit."""
-    frame = packet.store_frame(bytes(message_size))
-    body = packet.make_payload_body(frame, body_size)
-    end = FRAME_START + len(frame)
-    tail_end = end + len(packet.CONTROL_KEY + EMPTY_BIN + packet.PADDING_KEY) + 3
-    head, tail = body[: end - message_size], body[end:tail_end]
-    fields = f"{len(head)}s{message_size}s{len(tail)}s{body_size - end - len(tail)}x"
-    return StoredLayout(head, end, tail, body_size, fields)
-
-
-def likely_layout(body: bytes) -> StoredLayout | None:
-    """The one such layout that this body may have, by the length of its payload; None if it can have none."""
-    frame_size = int.from_bytes(body[FRAME_START - 2 : FRAME_START], "big")
-    message_size = frame_size - (9 if frame_size < 265 else 10)
-    if message_size < 0 or frame_size > len(body) - packet.BODY_OVERHEAD:
-        return None
-    return stored_layout(message_size, len(body))
-
-
-# --------------------------------------------------------------------------------- several, all of one size
-
-
-class AlikeLayout(NamedTuple):
-    """What all bodies of one size share that carry one number, at least 2, of messages of one size."""
-
-    head: bytes
-    """What precedes the messages; its last bytes, `header`, precede each of the others, too."""
-    header: bytes
-    columns: Sequence[tuple[int, bytes]]
-    """Where each byte of the messages' headers stands first, and all its repetitions in a row."""
-    end: int
-    """Where the last message ends."""
-    step: int
-    tail: bytes
-    """What follows it, up to the padding."""
-    body_size: int
-    split: struct.Struct
-
-    def make(self, messages: Sequence[bytes]) -> bytes:
-        """`make_coalesced_body(messages, body_size)`."""
-        return (b"%b%b%b" % (self.head, self.header.join(messages), self.tail)).ljust(self.body_size, b"\0")
-
-    def read(self, body: bytes) -> Sequence[bytes] | None:
-        """The messages of a body as `make` makes it, whatever its padding; None for any other body."""
-        head, _, columns, end, step, tail, body_size, split = self
-        if len(body) != body_size or not body.startswith(head) or not body.startswith(tail, end):
-            return None
-        for start, repeated in columns:
-            if body[start:end:step] != repeated:
-                return None
-        return split.unpack_from(body, len(head))
-
-
-@functools.lru_cache(maxsize=256)
-def alike_layout(count: int, message_size: int, body_size: int) -> AlikeLayout | None:
-    """The layout of `count` messages of that size; None if they do not fit, or are fewer than 2."""
-    header = b"\xc4%c" % message_size if message_size < 256 else b"\xc5%b" % message_size.to_bytes(2, "big")
-    array = b"%c" % (0x90 | count) if count < 16 else b"\xdc%b" % count.to_bytes(2, "big")
-    head = _COALESCED_HEAD + array + header
-    step = len(header) + message_size
-    first, end = len(head) - len(header), len(head) - len(header) + count * step
-    if not 1 < count <= MAX_MESSAGES_PER_BODY or end + _MIN_PADDING > body_size:
-        return None
-    columns = [(first + offset, header[offset : offset + 1] * count) for offset in range(len(header))]
-    tail = packet.padding_head(body_size - end)
-    split = struct.Struct(f"{message_size}s" + f"{len(header)}x{message_size}s" * (count - 1))
-    return AlikeLayout(head, header, columns, end, step, tail, body_size, split)
-
-
-def _likely_alike(body: bytes) -> AlikeLayout | None:
-    """The one such layout that this body may have, by its number of messages and the size of the first."""
-    if len(body) <= COALESCED_OVERHEAD or not body.startswith(_COALESCED_HEAD):
-        return None
-    count, at = body[_ARRAY_AT] & 0x0F, _ARRAY_AT + 1
-    if body[_ARRAY_AT] == 0xDC:
-        count, at = int.from_bytes(body[at : at + 2], "big"), at + 2
-    size = body[at + 1] if body[at] == 0xC4 else int.from_bytes(body[at + 1 : at + 3], "big")
-    return alike_layout(count, size, len(body))
-
-
-def read_messages(body: bytes) -> Sequence[bytes] | None:
-    """The messages of a body that has one of the two layouts; None for any other body."""
-    if body.startswith(BODY_HEAD):
-        layout = likely_layout(body)
-        message = layout.read(body) if layout is not None else None
-        return None if message is None else (message,)
-    alike = _likely_alike(body)
-    return alike.read(body) if alike is not None else None
+            return [self.layout.make((message,)) for message in self.messages[index]]
+        return self.layout.make((self.messages[index],))
 
 
 # ------------------------------------------------------------------------------------------------ any bodies
@@ -206,7 +200,7 @@ def make_bodies(messages: Sequence[bytes], body_size: int, coalesce: bool) -> Se
 def _make_single(message: bytes, body_size: int) -> bytes:
     if message.__class__ is CompressedFrame:
         return packet.make_payload_body(message, body_size)
-    return stored_layout(len(message), body_size).make(message)
+    return stored_layout(len(message), body_size).make((message,))
 
 
 def _make_bodies_alike(messages: Sequence[bytes], body_size: int, coalesce: bool) -> Sequence[bytes]:

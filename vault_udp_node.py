@@ -24,7 +24,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_encryption import VaultAsymmetricEncryption
     from vault_udp_hosts import Hosts
     from vault_udp_keys import MIN_SEALED_SIZE, SEALED_OVERHEAD, TAG_SIZE, Pair
-    from vault_udp_layout import make_bodies, read_messages, stored_layout
+    from vault_udp_layout import make_bodies, read_messages
     from vault_udp_packet import PacketError, TooLargeError
     from vault_udp_path import NEVER, body_size_within
     from vault_udp_peer import Peer
@@ -41,7 +41,7 @@ else:
     from .vault_udp_encryption import VaultAsymmetricEncryption
     from .vault_udp_hosts import Hosts
     from .vault_udp_keys import MIN_SEALED_SIZE, SEALED_OVERHEAD, TAG_SIZE, Pair
-    from .vault_udp_layout import make_bodies, read_messages, stored_layout
+    from .vault_udp_layout import make_bodies, read_messages
     from .vault_udp_packet import PacketError, TooLargeError
     from .vault_udp_path import NEVER, body_size_within
     from .vault_udp_peer import Peer
@@ -229,13 +229,11 @@ class Node(Upkeep):
                 fresh = earliest <= timestamp <= latest
                 read = read_messages(body) if fresh and was_up else None
                 if read is not None:
-                    # What most datagrams are: messages; what most that follow are: one as long as this.
-                    messages += read
-                    if segments is not None and index < count and len(read) == 1:
-                        layout = stored_layout(len(read[0]), len(body))
-                        more = pair.open_in_order(segments, index, layout, earliest, latest)
-                        messages += more
-                        index += len(more)
+                    # What most datagrams are: messages; what most that follow are: as many, as long as these.
+                    layout, found = read
+                    messages += found
+                    if segments is not None and index < count:
+                        index = pair.open_in_order(segments, index, layout, earliest, latest, messages)
                     continue
                 only_data = False
                 messages.extend(self._read_body(peer, pair, body, source, fresh, now))

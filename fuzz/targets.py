@@ -58,8 +58,8 @@ def body(data: bytes) -> None:
     frame = allowed(packet.read_frame, content.payload) if content is not None else None
     if frame is not None:
         allowed(packet.read_v1_text, frame)
-    messages = layouts.read_messages(data)
-    assert messages is None or list(messages) == (list(content.messages) or [frame])
+    read = layouts.read_messages(data)
+    assert read is None or list(read[1]) == (list(content.messages) or [frame])
 
 
 def body_seeds() -> Iterator[bytes]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import vault_udp_packet as packet
 import vault_udp_socket_helper as crypto
 from vault_udp_keys import Pair
-from vault_udp_layout import make_bodies
+from vault_udp_layout import make_bodies, make_coalesced_body
 from vault_udp_segments import Segments
 
 A, B = ("10.0.0.1", 1001), ("10.0.0.2", 1002)
@@ -23,8 +23,9 @@ STALE = 120.0
 
 Step = Tuple[str, int]
 """What the sender or the network does, and a number that tells which message or bit."""
-KINDS = ["message", "message", "message", "longer", "coalesced", "control", "smaller", "stale", "compressed"]
+KINDS = ["message"] * 3 + ["longer", "coalesced", "uneven", "control", "smaller", "stale", "compressed"]
 KINDS += ["lost", "again", "swapped", "forged", "other nonce", "truncated", "other version", "mixed"]
+READABLE = {"message", "longer", "coalesced", "uneven", "compressed"}
 STEPS: st.SearchStrategy[list[Step]] = st.lists(
     st.tuples(st.sampled_from(KINDS), st.integers(0, 9)), min_size=1, max_size=25
 )
@@ -49,7 +50,9 @@ def sealed(pair: Pair, step: Step, time: float) -> bytes:
         "compressed": [packet.compress_frame(b"%d" % number * 5000, 1000)],
     }
     bodies = make_bodies(unusual.get(kind, [b"message %d" % number]), size, True)
-    if kind == "control":
+    if kind == "uneven":
+        bodies = [make_coalesced_body([b"3", b"33", b"", b"3", b"3"], size)]
+    elif kind == "control":
         bodies = [packet.make_control_body(b'{"type":"confirm","got":true}', size)]
     elif kind == "truncated":
         bodies = [bodies[0][:30]]  # what follows is left in the buffer from the datagram before
@@ -125,14 +128,16 @@ def test_a_batch_leaves_what_its_datagrams_leave_one_by_one(steps: list[Step], b
     assert outcome(steps, batch_size) == outcome(steps, 1)
 
 
-@pytest.mark.parametrize("kind", sorted({*KINDS} - {"message", "longer", "coalesced", "compressed"}))
-def test_what_does_not_follow_is_judged_by_itself(kind: str) -> None:
+@pytest.mark.parametrize("usual", [("message", 1), ("coalesced", 5)])
+@pytest.mark.parametrize("kind", sorted({*KINDS} - READABLE))
+def test_what_does_not_follow_is_judged_by_itself(kind: str, usual: tuple[str, int]) -> None:
     """Each kind in the middle of what does follow; what it may not do is delivered to nobody."""
-    before: list[Step] = [("message", number) for number in range(5)]
+    what, messages = usual
+    before: list[Step] = [(what, messages - 2 if what == "coalesced" else number) for number in range(5)]
     steps = [*before, (kind, 4), *before]
     together = outcome(steps, 30)
     assert together == outcome(steps, 1)
-    assert len(together.messages) == len(before) * 2 + (kind == "smaller")
+    assert len(together.messages) == len(before) * 2 * messages + (kind == "smaller")
     reason = {
         "again": "replayed",
         "forged": "forged",
@@ -143,3 +148,10 @@ def test_what_does_not_follow_is_judged_by_itself(kind: str) -> None:
         "mixed": "bad_body",
     }.get(kind)
     assert reason is None or together.counters[reason] == 1
+
+
+def test_messages_that_only_together_are_as_long_as_the_usual_ones_are_told_apart() -> None:
+    steps: list[Step] = [("coalesced", 3), ("coalesced", 3), ("uneven", 3), ("coalesced", 3)]
+    together = outcome(steps, 30)
+    assert together == outcome(steps, 1)
+    assert together.messages == [b"3"] * 10 + [b"3", b"33", b"", b"3", b"3"] + [b"3"] * 5
