@@ -190,7 +190,8 @@ def make_bodies(messages: Sequence[bytes], body_size: int, coalesce: bool) -> Se
     Raises:
         TooLargeError: one of them does not fit.
     """
-    if len(set(map(len, messages))) == 1 and set(map(type, messages)) == {bytes}:
+    sizes, kinds = list(map(len, messages)), list(map(type, messages))
+    if sizes and len(sizes) == sizes.count(sizes[0]) == kinds.count(bytes):
         return _make_bodies_alike(messages, body_size, coalesce and len(messages) > 1)
     if len(messages) > 1 and coalesce:
         return _make_bodies_mixed(messages, body_size)

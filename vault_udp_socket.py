@@ -419,12 +419,13 @@ class UDPSocketClass(Carrier):
         # more needs no lock. `laned` is looked at again behind it: the send thread clears it before it looks
         # into the lane, so either it sees the message, or we see that it may not have.
         try:
-            peer = self._by_name.get(addr) if addr.__class__ is tuple else None
-        except TypeError:  # something in it cannot be looked up: `check_address` says what
+            peer = self._by_name[addr] if addr is not None else None
+        except (KeyError, TypeError):  # TypeError: `check_address` says what cannot be looked up in it
             peer = None
         if peer is not None and data.__class__ is bytes and len(data) <= peer.room:
-            if peer.laned and len(peer.lane) < self._lane_size:
-                peer.lane.append(data)
+            lane = peer.lane
+            if peer.laned and len(lane) < self._lane_size:
+                lane.append(data)
                 if not peer.laned:
                     with self._lock:
                         self._check_running()
