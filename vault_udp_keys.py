@@ -20,6 +20,7 @@ No sockets, threads or clocks. Times are seconds of the monotonic clock (`now`),
 from __future__ import annotations
 
 import functools
+import itertools
 import struct
 from typing import TYPE_CHECKING, NamedTuple, Sequence
 
@@ -54,6 +55,7 @@ MIN_SEALED_SIZE = SEALED_OVERHEAD + 4
 
 MOST_OPENED_AT_ONCE = 32
 """Datagrams that are opened before the first is read; they are still in the processor's cache then."""
+_RANDOM = struct.Struct("8s")
 NONCE_SLOT = 10.0
 
 
@@ -139,9 +141,8 @@ class LocalKeys:
         """Whether the size of datagrams is found out for each peer, or fixed."""
         self.current = SessionKey(0)
         self.previous: SessionKey | None = None
-        self.workspace = crypto.Workspace()
-        self.random_parts = crypto.random_parts(8)
-        """Both for every pair of ours: who seals or opens holds the node's lock."""
+        self.workspaces = crypto.Workspaces()
+        """For every pair of ours."""
         self.clock_offset = wall - now
         """Seconds between the monotonic clock and our session clock."""
         self._nonce_secret = crypto.random_bytes(32)
@@ -155,7 +156,7 @@ class LocalKeys:
 
     def wipe(self) -> None:
         """Overwrite the session keys, forget the rest: nothing can be made with these any more."""
-        del self.workspace
+        self.workspaces.wipe()
         self.current.wipe()
         if self.previous is not None:
             self.previous.wipe()
@@ -218,13 +219,12 @@ class Pair:
     __slots__ = (
         "_in_order",
         "_open_key",
-        "_random_parts",
         "_seal_key",
         "_seal_tag",
-        "_workspace",
+        "_workspaces",
         "confirm_at",
         "confirms",
-        "counter",
+        "counters",
         "from_hello",
         "mine",
         "needs_pong",
@@ -242,8 +242,7 @@ class Pair:
         inward = crypto.derive(shared, sign + local.sign_public + theirs + mine.public, 40, PERSON)
         self._seal_key, self._seal_tag = outward[:32], outward[32:]
         self._open_key, self.open_tag = inward[:32], inward[32:]
-        self._workspace = local.workspace
-        self._random_parts = local.random_parts
+        self._workspaces = local.workspaces
         self._in_order = 0
         """Datagrams that `open_in_order` took in its last step."""
         self.mine = mine
@@ -254,7 +253,7 @@ class Pair:
         self.needs_pong = False
         self.outdated = False
         self.window = CounterWindow()
-        self.counter = 0
+        self.counters = itertools.count()
         self.confirms = 0
         self.confirm_at = float("inf")
 
@@ -271,19 +270,20 @@ class Pair:
         self, fields: str, head: bytes, middles: Sequence[bytes], tail: bytes, timestamp: float
     ) -> Sequence[bytes]:
         """`seal` for bodies of one length that differ in their middles only."""
-        form = _datagram(fields)
-        size, pack, run, tag = form.size, form.pack_into, self._workspace.run, self._seal_tag
+        form, workspace = _datagram(fields), self._workspaces.take()
+        size, pack, run, tag = form.size, form.pack_into, workspace.run, self._seal_tag
         most, runs = crypto.RUN_SIZE // size, []
         for first in range(0, len(middles), most):
-            part, counter, at = middles[first : first + most], self.counter, 0
-            self.counter += len(part)
-            # The counter alone makes the nonce unique under this key. The random bytes are there because
-            # whoever learns one nonce must not know the message nonce of another datagram.
-            for middle, random in zip(part, self._random_parts):
+            part, at = middles[first : first + most], 0
+            # The counter alone makes the nonce unique under this key, also for a signal handler that seals
+            # right now: `next` is one step. The random bytes are there because whoever learns one nonce must
+            # not know the message nonce of another datagram, and for copies of this process.
+            randoms = _RANDOM.iter_unpack(crypto.random_bytes(_RANDOM.size * len(part)))
+            for middle, (random,), counter in zip(part, randoms, self.counters):
                 pack(run, at, tag, random, counter, random, counter, timestamp, head, middle, tail)
                 at += size
-                counter += 1
-            runs.append(self._workspace.seal_run(self._seal_key, size, len(part)))
+            runs.append(workspace.seal_run(self._seal_key, size, len(part)))
+        self._workspaces.give_back(workspace)
         return runs if len(middles) == 1 else Segments(b"".join(runs), size)
 
     def open(self, datagram: bytes) -> tuple[float, bytes]:
@@ -293,22 +293,21 @@ class Pair:
             PacketError: ``bad_length``, ``forged`` (does not open), ``replayed`` (its counter was accepted,
                 or is too old).
         """
-        if len(datagram) < MIN_SEALED_SIZE:
-            raise PacketError("bad_length")
         counter, timestamp, body = self._opened(self._open_key, datagram)
         if not self.window.accept(counter):
             raise PacketError("replayed")
         return timestamp, body
 
     def _opened(self, key: bytes, datagram: bytes) -> tuple[int, float, bytes]:
-        size, workspace = len(datagram), self._workspace
+        size = len(datagram)
+        if size < MIN_SEALED_SIZE:
+            raise PacketError("bad_length")
+        form, workspace = _datagram(f"{size - SEALED_OVERHEAD}s"), self._workspaces.take()
         workspace.run[:size] = datagram
-        if not workspace.open_run(key, size, 1):
-            raise PacketError("forged")
-        _, outer_random, outer_counter, random_bytes, counter, timestamp, body = _datagram(
-            f"{size - SEALED_OVERHEAD}s"
-        ).unpack_from(workspace.run)
-        if outer_counter != counter or outer_random != random_bytes:
+        is_authentic = workspace.open_run(key, size, 1) == 1
+        _, outer_random, outer_counter, random, counter, timestamp, body = form.unpack_from(workspace.run)
+        self._workspaces.give_back(workspace)
+        if not is_authentic or outer_counter != counter or outer_random != random:
             raise PacketError("forged")
         return counter, timestamp, body
 
@@ -320,7 +319,7 @@ class Pair:
         """The body of a datagram that we have sealed ourselves.
 
         Raises:
-            PacketError: ``forged``: it is not one.
+            PacketError: ``bad_length``, ``forged``: it is not one.
         """
         return self._opened(self._seal_key, datagram)[2]
 
@@ -355,7 +354,7 @@ class Pair:
             return index
         end = len(whole) // size  # a shorter last one is not like these
         while index < end:
-            count = min(end - index, 2 * self._in_order + 1, MOST_OPENED_AT_ONCE)
+            count = min(end - index, 2 * self._in_order + 1, MOST_OPENED_AT_ONCE, crypto.RUN_SIZE // size)
             part = whole[index * size : (index + count) * size]
             self._in_order = self._open_next(part, size, layout, earliest, latest, messages)
             index += self._in_order
@@ -372,7 +371,7 @@ class Pair:
         latest: float,
         messages: list[bytes],
     ) -> int:
-        workspace, head, tail, tag = self._workspace, layout.head, layout.tail, self.open_tag
+        workspace, head, tail, tag = self._workspaces.take(), layout.head, layout.tail, self.open_tag
         workspace.run[: len(datagrams)] = datagrams
         opened = workspace.open_run(self._open_key, size, len(datagrams) // size)
         expected = first = self.window.highest + 1
@@ -396,5 +395,6 @@ class Pair:
                     break
                 messages += found
             expected += 1
+        self._workspaces.give_back(workspace)
         self.window.accept_next(expected - first)
         return expected - first

@@ -225,7 +225,7 @@ class Session(Channel):
         if known is not None:
             # Same keys as before: go on with the counters. What opens may have been on its way since then, so
             # only the answer to a ping shows that the peer holds this pair now.
-            pair.window, pair.counter, pair.needs_pong = known.window, known.counter, True
+            pair.window, pair.counters, pair.needs_pong = known.window, known.counters, True
         self._make_room()
         self.pairs.append(pair)
         self._tags[pair.open_tag] = (self, pair)

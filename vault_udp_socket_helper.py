@@ -15,10 +15,10 @@ What may look alarming, and why it is safe:
   checked here. The handles are private to PyNaCl: at import their results are compared with those of
   `nacl.bindings`, which is used instead should they be missing or differ. C reads fixed lengths from the
   pointers it gets, so key and nonce are measured before each call.
-- cffi releases the GIL while libsodium runs. Hence each call has an output buffer of its own, or its caller a
-  lock (`Workspace`). The input is not copied: who passes a bytearray or memoryview to `open_sealed` must not
-  write to it during the call, for what is written between authentication and decryption would be decrypted
-  unauthenticated.
+- cffi releases the GIL while libsodium runs. Hence each call has an output buffer of its own, or its caller
+  has taken a `Workspace` that nobody else has. The input is not copied: who passes a bytearray or memoryview
+  to `open_sealed` must not write to it during the call, for what is written between authentication and
+  decryption would be decrypted unauthenticated.
 - Symmetric keys must be immutable bytes, because a key wiped by one thread while another seals would seal
   under zeros, which anybody can open. Private keys may live in a bytearray that its owner wipes; one that is
   all zeros has been wiped and is refused. Wiping is best effort: Python and libsodium copy keys on the way.
@@ -29,12 +29,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import itertools
 import logging
 import os
-import struct
 import sys
-from typing import Any, Callable, Iterator, Union
+from typing import Any, Callable, Union
 
 import nacl.exceptions
 from nacl import bindings
@@ -85,12 +83,6 @@ class SignatureError(CryptoError):
 def random_bytes(size: int) -> bytes:
     """Return `size` bytes of the system's cryptographic random generator."""
     return os.urandom(size)
-
-
-def random_parts(size: int) -> Iterator[bytes]:
-    """`random_bytes(size)` without end, from one system call for many of them. Not thread-safe."""
-    split = struct.Struct(f"{size}s" * 64).unpack
-    return itertools.chain.from_iterable(iter(lambda: split(random_bytes(64 * size)), None))
 
 
 def new_enc_private() -> bytes:
@@ -296,7 +288,8 @@ class Workspace:
     In it lies a run: datagrams of one size, end to end from the start. Sealed, each is a nonce and a box;
     unsealed it is the nonce, `AUTHENTICATOR_SIZE` bytes that mean nothing, and the plaintext.
 
-    Not thread-safe: its owner holds a lock from writing a run to copying the last of what came of it.
+    Not for two at a time, be they threads or a signal handler and what it has interrupted: what is sealed
+    twice is plaintext again. Who has taken one out of `Workspaces` has it for himself.
 
     Attributes:
         run: `RUN_SIZE` bytes to write into and read from.
@@ -311,6 +304,30 @@ class Workspace:
     def __init__(self) -> None:
         functions = _run_functions_of_cffi() if _uses_cffi else _run_functions_of_bindings()
         self.run, self.seal_run, self.open_run = functions
+
+
+class Workspaces:
+    """Workspaces that nobody is using. There are more than one only if somebody was interrupted in using it.
+
+    Attributes:
+        give_back: `give_back(workspace)` is for whoever has taken one and uses it no more. Not in a
+            `finally`: one that was left in the middle of its work is not used again.
+    """
+
+    __slots__ = ("_idle", "give_back")
+
+    def __init__(self) -> None:
+        self._idle = [Workspace()]
+        self.give_back = self._idle.append
+
+    def take(self) -> Workspace:
+        """One that nobody else has until it is given back."""
+        return self._idle.pop() if self._idle else Workspace()
+
+    def wipe(self) -> None:
+        """Overwrite the plaintexts that are left in them."""
+        for workspace in self._idle:
+            workspace.run[:] = bytes(RUN_SIZE)
 
 
 def _run_functions_of_cffi() -> tuple[memoryview, SealRun, OpenRun]:

@@ -69,7 +69,7 @@ def with_other_nonce(pair: Pair, body: bytes, time: float) -> bytes:
     """Sealed by one who has the key, with another nonce than the one that it repeats inside."""
     (datagram,) = pair.seal([body], time)
     plain = pair.reopen(datagram)
-    inner = struct.pack(">8sQd", bytes(8), pair.counter - 1, time)
+    inner = struct.pack(">8sQd", bytes(8), int.from_bytes(datagram[16:24], "big"), time)
     assert plain == body
     return crypto.seal(pair._seal_key, datagram[:24], inner + body)
 

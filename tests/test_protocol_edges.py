@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import struct
 from typing import Any
@@ -493,7 +494,7 @@ def test_strangers_wait_for_a_rotation_when_too_many_have_come_and_gone(
     assert net.run_until(lambda: both_ready(host, added)), "who was added does not wait"
     for pair in pairs:  # nothing that was accepted has been forgotten
         before = len(host.received)
-        pair.counter = 0
+        pair.counters = itertools.count()
         body = packet.make_payload_body(packet.store_frame(b"again"), 1393)
         host.arrive(B, pair.seal([body], EPOCH + net.now)[0])
         assert len(host.received) == before

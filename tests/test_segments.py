@@ -173,8 +173,10 @@ def test_few_are_opened_in_vain(pattern: str, most: float) -> None:
     bob = net.node(B)
     alice = net.node(A, B)
     assert net.run_until(lambda: both_ready(alice, bob))
-    session, workspace = alice.peer(B).session, bob.node.local.workspace
+    session, workspaces = alice.peer(B).session, bob.node.local.workspaces
+    workspace = workspaces.take()
     open_run, workspace.open_run = workspace.open_run, counted
+    workspaces.give_back(workspace)
     kinds = pattern.split(", ")
     messages = [b"same" if kinds[index % len(kinds)] == "same" else b"another" for index in range(44)]
     for _ in range(10):

@@ -3,6 +3,13 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any, Callable, Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +25,9 @@ from vault_udp_keys import (
     proof_is_good,
     read_hello_untrusted,
 )
+from vault_udp_layout import make_bodies, read_messages
 from vault_udp_packet import PacketError
+from vault_udp_segments import Segments
 
 ADDRESS = ("10.0.0.1", 1001)
 
@@ -148,7 +157,7 @@ def test_bodies_of_one_length_are_sealed_as_any_others(
     assert [theirs.open(datagram)[1] for datagram in datagrams[count:]] == [b"another", b"length"]
     assert [int.from_bytes(datagram[16:24], "big") for datagram in datagrams] == list(range(count + 2))
     assert len({datagram[8:16] for datagram in datagrams}) == count + 2
-    assert ours.counter == count + 2
+    assert next(ours.counters) == count + 2
     assert [ours.reopen(datagram) for datagram in datagrams[:count]] == bodies
 
 
@@ -218,6 +227,104 @@ def test_a_key_that_shares_no_secret_is_refused(key: bytes) -> None:
     alice = local_keys()
     with pytest.raises(crypto.CryptoError):
         Pair(alice, bytes(32), alice.current, key)
+
+
+# ---------------------------------------------------------------------------------------------- interruptions
+
+
+def interrupted(work: Callable[[], Any], step: int, interruption: Callable[[], Any]) -> tuple[Any, bool]:
+    """What `work` returns; in its course, the `step`-th of the library's byte codes waits for `interruption`.
+
+    As for a signal handler or a finalizer, which the lock does not keep out: it lets its own thread in.
+    """
+    done = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal done
+        if not Path(frame.f_code.co_filename).name.startswith("vault_udp_"):
+            return None
+        frame.f_trace_opcodes = True
+        done += event == "opcode"
+        if done == step and event == "opcode":
+            sys.settrace(None)
+            interruption()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        return work(), done >= step
+    finally:
+        sys.settrace(before)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("inner_count", [1, 2])
+def test_who_seals_may_be_interrupted_by_another_who_seals(count: int, inner_count: int) -> None:
+    """What were sealed twice in one place would be plaintext again."""
+    ours, theirs = pair_of_two()
+    outer = [b"the outer message %d" % number for number in range(count)]
+    inner = [b"of the inner message %d" % number for number in range(inner_count)]
+    nonces = set()
+    for step in itertools.count(1):
+        sealed: list[bytes] = []
+        datagrams, was_interrupted = interrupted(
+            partial(ours.seal, make_bodies(outer, 1000, False), 1.0),
+            step,
+            partial(seal_into, sealed, ours, make_bodies(inner, 1000, False)),
+        )
+        found = [read_messages(theirs.open(datagram)[1]) for datagram in (*datagrams, *sealed)]
+        assert [message for read in found if read for message in read[1]] == outer + inner * was_interrupted
+        assert not any(b"message" in datagram for datagram in (*datagrams, *sealed))
+        nonces |= {datagram[:24] for datagram in (*datagrams, *sealed)}
+        assert len(nonces) == step * (count + inner_count) - inner_count * (not was_interrupted)
+        if not was_interrupted:
+            assert step > 100
+            return
+
+
+def seal_into(sealed: list[bytes], pair: Pair, bodies: Sequence[bytes]) -> None:
+    sealed += pair.seal(bodies, 2.0)
+
+
+def test_who_opens_may_be_interrupted_by_another_who_seals_and_opens() -> None:
+    ours, theirs = pair_of_two()
+    messages = [b"message %d" % number for number in range(6)]
+
+    def batch() -> Segments:
+        sealed = ours.seal(make_bodies(messages, 300, False), 1.0)
+        assert isinstance(sealed, Segments)
+        return Segments(bytes(sealed.whole), sealed.size)
+
+    def open_all(segments: Segments) -> list[bytes]:
+        layout, first = read_messages(theirs.open(segments[0])[1]) or pytest.fail("not read")
+        opened = [*first]
+        assert theirs.open_in_order(segments, 1, layout, 0.0, 2.0, opened) == len(opened)
+        return opened
+
+    def interruption() -> None:
+        (answer,) = theirs.seal([b"an answer"], 1.0)
+        assert ours.open(answer) == (1.0, b"an answer")
+
+    for step in itertools.count(1):
+        segments = batch()
+        opened, was_interrupted = interrupted(partial(open_all, segments), step, interruption)
+        assert opened == messages
+        if not was_interrupted:
+            assert step > 100
+            return
+
+
+def test_what_was_left_in_the_memory_is_overwritten_with_the_keys() -> None:
+    alice, bob = local_keys(), local_keys()
+    ours = Pair(alice, bob.sign_public, alice.current, bob.current.public)
+    theirs = Pair(bob, alice.sign_public, bob.current, alice.current.public)
+    theirs.open(ours.seal([b"a secret"], 1.0)[0])
+    workspace = bob.workspaces.take()
+    bob.workspaces.give_back(workspace)
+    assert b"a secret" in bytes(workspace.run)
+    bob.wipe()
+    assert not any(workspace.run)
 
 
 # --------------------------------------------------------------------------------------------------- rotation
