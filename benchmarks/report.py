@@ -100,6 +100,8 @@ def _beside_raw(details: Mapping[str, Any]) -> str:
     """What plain sockets do in the same run: it depends on the machine."""
     if "raw/s" in details:
         return f" ({details['messages/s']:,.0f} and {details['raw/s']:,.0f}/s)"
+    if "raw p50 us" in details:
+        return f" ({details['vault p50 us']:.0f} and {details['raw p50 us']:.0f} us)"
     return f" (raw: {details['raw %']:.2g} %)" if "raw %" in details else ""
 
 
