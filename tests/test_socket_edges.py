@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from typing import Any
+from typing import Any, List
 
 import pytest
 from loopback import (
@@ -53,6 +53,23 @@ def test_what_is_kept_for_the_first_slot_is_bounded_and_counted(monkeypatch: pyt
             a.send_data(str(number))
         eventually(lambda: b.get_stats()["counters"].get("nobody_connected") == 2, "the oldest are counted")
         assert Inbox(b).wait_for_texts(3) == ["2", "3", "4"]
+
+
+def test_a_message_for_a_lane_that_was_just_taken_does_not_stay_behind() -> None:
+    """The send thread takes what is in a lane when a caller has just seen that it is still to be taken."""
+
+    class Taken(List[bytes]):
+        def append(self, message: bytes) -> None:
+            super().append(message)
+            peer.laned = False
+
+    with pair() as (a, b):
+        inbox = Inbox(b)
+        peer = a._node.table.by_name[address_of(b)]
+        with a._lock:  # the send thread waits
+            peer.lane, peer.laned = Taken(), True
+            a.send_data(b"behind it", address_of(b))
+        inbox.wait_for_text("behind it")
 
 
 # ------------------------------------------------------------------------------------------------------ ends
