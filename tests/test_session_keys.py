@@ -251,6 +251,7 @@ def interrupted(work: Callable[[], Any], step: int, interruption: Callable[[], A
         return trace
 
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 looks for it in `settrace` only
     sys.settrace(trace)
     try:
         return work(), done >= step
