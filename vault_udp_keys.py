@@ -270,21 +270,27 @@ class Pair:
         self, fields: str, head: bytes, middles: Sequence[bytes], tail: bytes, timestamp: float
     ) -> Sequence[bytes]:
         """`seal` for bodies of one length that differ in their middles only."""
+        # The counter alone makes the nonce unique under this key, also for a signal handler that seals right
+        # now: `next` is one step. The random bytes are there because whoever learns one nonce must not know
+        # the message nonce of another datagram, and for copies of this process.
         form, workspace = _datagram(fields), self._workspaces.take()
         size, pack, run, tag = form.size, form.pack_into, workspace.run, self._seal_tag
+        if len(middles) == 1:  # without the loops, which cost it a quarter more
+            random, counter = crypto.random_bytes(_RANDOM.size), next(self.counters)
+            pack(run, 0, tag, random, counter, random, counter, timestamp, head, middles[0], tail)
+            sealed = workspace.seal_run(self._seal_key, size, 1)
+            self._workspaces.give_back(workspace)
+            return (sealed,)
         most, runs = crypto.RUN_SIZE // size, []
         for first in range(0, len(middles), most):
             part, at = middles[first : first + most], 0
-            # The counter alone makes the nonce unique under this key, also for a signal handler that seals
-            # right now: `next` is one step. The random bytes are there because whoever learns one nonce must
-            # not know the message nonce of another datagram, and for copies of this process.
             randoms = _RANDOM.iter_unpack(crypto.random_bytes(_RANDOM.size * len(part)))
             for middle, (random,), counter in zip(part, randoms, self.counters):
                 pack(run, at, tag, random, counter, random, counter, timestamp, head, middle, tail)
                 at += size
             runs.append(workspace.seal_run(self._seal_key, size, len(part)))
         self._workspaces.give_back(workspace)
-        return runs if len(middles) == 1 else Segments(b"".join(runs), size)
+        return Segments(b"".join(runs), size)
 
     def open(self, datagram: bytes) -> tuple[float, bytes]:
         """Authenticate a datagram with our tag and return its timestamp and body, once.
