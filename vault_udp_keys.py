@@ -355,7 +355,7 @@ class Pair:
         Returns:
             The index of the first that is left.
         """
-        size, whole = segments.size, segments.whole
+        size, whole = segments.size, memoryview(segments.whole)
         if size != layout.body_size + SEALED_OVERHEAD:
             return index
         end = len(whole) // size  # a shorter last one is not like these
@@ -370,7 +370,7 @@ class Pair:
 
     def _open_next(
         self,
-        datagrams: bytes | memoryview,
+        datagrams: memoryview,
         size: int,
         layout: Layout,
         earliest: float,
