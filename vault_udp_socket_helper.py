@@ -283,7 +283,7 @@ _uses_cffi = seal.__module__ == __name__ and "_cffi" in seal.__qualname__
 
 
 class Workspace:
-    """Seals and opens where the bytes lie, in memory that is used again: half the cost of `seal`.
+    """Seals and opens where the bytes lie, in memory that is used again, which saves a fifth of `seal`.
 
     In it lies a run: datagrams of one size, end to end from the start. Sealed, each is a nonce and a box;
     unsealed it is the nonce, `AUTHENTICATOR_SIZE` bytes that mean nothing, and the plaintext.

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import threading
 import time
-from itertools import cycle
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -365,7 +364,9 @@ def _garbage_cost(datagram: bytes, count: int, spread: bool) -> float:
     times = itertools.count(clock.now, 1e-5 * batch_size)
     with _no_collector():
         began = time.process_time()
-        for batch, source, now, _ in zip(cycle(batches), cycle(sources), times, range(calls)):
+        for batch, source, now, _ in zip(
+            itertools.cycle(batches), itertools.cycle(sources), times, range(calls)
+        ):
             receive(batch, source, now)
             outgoing.clear()
         cpu = time.process_time() - began

@@ -156,11 +156,24 @@ def test_bursts_of_messages_of_all_sizes_arrive() -> None:
         bob.node.deliveries.clear()
 
 
+def runs(*lengths: int) -> list[bytes]:
+    """Messages of two sizes in turns, so many of one size in a row."""
+    return [(b"same", b"other")[turn % 2] for turn, length in enumerate(lengths) for _ in range(length)]
+
+
 @pytest.mark.parametrize(
-    ("pattern", "most"),
-    [("same", 1), ("same, other", 2), ("same, same, other", 2.4), ("same, same, same, other", 2.3)],
+    ("batches", "most"),
+    [
+        ([runs(44)] * 10, 1),
+        ([runs(*[1] * 44)] * 10, 2),
+        ([runs(*[2, 1] * 15)] * 10, 2.4),
+        ([runs(*[3, 1] * 11)] * 10, 2.3),
+        # The worst that can follow a long run.
+        ([*[runs(33)] * 3, runs(1, *[2] * 14, 1, 1, 1)], 3.4),
+    ],
+    ids=["same", "in turns", "two and one", "three and one", "worst"],
 )
-def test_few_are_opened_in_vain(pattern: str, most: float) -> None:
+def test_few_are_opened_in_vain(batches: list[list[bytes]], most: float) -> None:
     """Where messages change their size, what was opened ahead of its time is opened again."""
     times = 0
 
@@ -177,12 +190,11 @@ def test_few_are_opened_in_vain(pattern: str, most: float) -> None:
     workspace = workspaces.take()
     open_run, workspace.open_run = workspace.open_run, counted
     workspaces.give_back(workspace)
-    kinds = pattern.split(", ")
-    messages = [b"same" if kinds[index % len(kinds)] == "same" else b"another" for index in range(44)]
-    for _ in range(10):
+    for messages in batches:
+        times = 0
         bodies = [make_bodies((message,), session.body_size, False)[0] for message in messages]
         datagrams = session.seal(bodies, alice.now)
         bob.node.receive(Segments(b"".join(datagrams), len(datagrams[0])), A, bob.now)
-    delivered = [message for _, some in bob.node.deliveries for message in some]
-    assert delivered == messages * 10
-    assert times <= most * len(delivered)
+        assert [message for _, some in bob.node.deliveries for message in some] == messages
+        bob.node.deliveries.clear()
+        assert times <= most * len(messages)

@@ -327,6 +327,25 @@ def test_of_another_size_than_expected_none_is_opened() -> None:
     assert opened == [b"one", b"two"]
 
 
+def test_runs_longer_than_the_memory_are_opened_in_parts() -> None:
+    ours, theirs = pair_of_two()
+    messages = [bytes([number]) * 60_000 for number in range(12)]
+    sealed = ours.seal(make_bodies(messages, 65_000, False), 1.0)
+    assert isinstance(sealed, Segments)
+    assert len(sealed.whole) > 2 * crypto.RUN_SIZE
+    opened: list[bytes] = []
+    assert theirs.open_in_order(sealed, 0, stored_layout(60_000, 65_000), 0.0, 2.0, opened) == len(messages)
+    assert opened == messages
+
+
+def test_what_is_too_short_to_be_ours_is_not_opened_again() -> None:
+    ours, _ = pair_of_two()
+    (datagram,) = ours.seal([b"body"], 1.0)
+    for size in range(MIN_SEALED_SIZE):
+        with pytest.raises(PacketError, match="bad_length"):
+            ours.reopen(datagram[:size])
+
+
 def test_what_was_left_in_the_memory_is_overwritten_with_the_keys() -> None:
     alice, bob = local_keys(), local_keys()
     ours = Pair(alice, bob.sign_public, alice.current, bob.current.public)
