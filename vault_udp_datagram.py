@@ -40,6 +40,7 @@ if TYPE_CHECKING or not __package__:
         path_mtu,
         receive_memory,
         set_option,
+        yield_processor,
     )
     from vault_udp_segments import Segments
 else:
@@ -57,6 +58,7 @@ else:
         path_mtu,
         receive_memory,
         set_option,
+        yield_processor,
     )
     from .vault_udp_segments import Segments
 
@@ -273,6 +275,7 @@ class DatagramSocket:
             batches = self._fetch(MAX_BATCHES_PER_RECEIVE)
             if batches:
                 return batches
+            yield_processor()  # whoever is to answer may wait for this very one
         self._answers_come_fast = False
         return []
 

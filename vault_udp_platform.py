@@ -11,8 +11,10 @@ import contextlib
 import errno
 import logging
 import mmap
+import os
 import socket
 import sys
+import time
 from typing import TYPE_CHECKING, Callable, Tuple, Union
 
 if TYPE_CHECKING or not __package__:
@@ -164,3 +166,11 @@ def name_of(error: OSError) -> str:
     """The POSIX name of an error: ``ECONNRESET`` for Windows' 10054 (``WSAECONNRESET``) too."""
     name = errno.errorcode.get(error.errno or 0, f"E{error.errno}")
     return name[3:] if name.startswith("WSA") else name
+
+
+def yield_processor() -> None:
+    """Let others run who wait for this processor, if there are any."""
+    if hasattr(os, "sched_yield"):
+        os.sched_yield()
+    else:
+        time.sleep(0)  # Windows

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import ipaddress
 import logging
+import os
 import select
 import socket
 import sys
@@ -576,6 +577,17 @@ def test_a_fast_answer_is_awaited_without_sleeping(answered: tuple[DatagramSocke
     assert not polls
 
 
+def test_who_is_awaited_gets_the_processor(
+    answered: tuple[DatagramSocket, DatagramSocket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ends on one processor: what was awaited could not be sent until the waiting was over."""
+    here, there = answered
+    monkeypatch.setattr(datagram, "BUSY_WAIT", 1.0)
+    monkeypatch.setattr(datagram, "yield_processor", lambda: there.send([b"pong"], ("127.0.0.1", here.port)))
+    here.wake()  # ends what would go on without an answer
+    assert here.receive() == [([b"pong"], ("127.0.0.1", there.port))]
+
+
 def test_a_stream_is_not_awaited_so(answered: tuple[DatagramSocket, DatagramSocket]) -> None:
     here, there = answered
     polls = count_polls(here)
@@ -946,6 +958,16 @@ def test_macos_without_local_network_permission_says_once_what_to_do(
     assert len(caplog.records) == 1
     assert "Local Network" in caplog.text
     assert receive_all(sock, 1) == [(b"4", ("127.0.0.1", sock.port))]
+
+
+def test_the_processor_is_left_to_others_on_each_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    monkeypatch.setattr(os, "sched_yield", lambda: calls.append("sched_yield"), raising=False)
+    monkeypatch.setattr(vault_udp_platform, "time", SimpleNamespace(sleep=calls.append))
+    vault_udp_platform.yield_processor()
+    monkeypatch.delattr(os, "sched_yield")
+    vault_udp_platform.yield_processor()
+    assert calls == ["sched_yield", 0]
 
 
 @pytest.mark.parametrize("refused", [0, -1])
