@@ -53,7 +53,7 @@ SEALED_OVERHEAD = crypto.BOX_OVERHEAD + 24
 """Bytes of a sealed datagram beside its body, in either mode: 24 + 16 for the box, 16 + 8 inside it."""
 MIN_SEALED_SIZE = SEALED_OVERHEAD + 4
 
-MOST_OPENED_AT_ONCE = 32
+MOST_OPENED_AT_ONCE = 64
 """Datagrams that are opened before the first is read; they are still in the processor's cache then."""
 _RANDOM = struct.Struct("8s")
 NONCE_SLOT = 10.0
@@ -226,6 +226,7 @@ class Pair:
         "confirms",
         "counters",
         "from_hello",
+        "layout",
         "mine",
         "needs_pong",
         "open_tag",
@@ -244,7 +245,9 @@ class Pair:
         self._open_key, self.open_tag = inward[:32], inward[32:]
         self._workspaces = local.workspaces
         self._in_order = 0
-        """Datagrams that `open_in_order` took in its last step."""
+        """Datagrams that `open_in_order` took without a failure."""
+        self.layout: Layout | None = None
+        """That of the bodies which `open_in_order` took last."""
         self.mine = mine
         self.theirs = theirs
         self.order = 0
@@ -346,8 +349,8 @@ class Pair:
         without calls and copies between them: it may decline what they accept, but accepts nothing that they
         decline.
 
-        Twice as many are opened in one go as were in order the last time: where that is in vain, as with
-        messages of changing sizes, it is no more than a part of what was opened.
+        One more is opened in one go than were in order since the last that was not: where that is in vain, as
+        with messages of changing sizes, it is no more than what was opened with success before.
 
         Args:
             messages: takes what is in them.
@@ -360,12 +363,16 @@ class Pair:
             return index
         end = len(whole) // size  # a shorter last one is not like these
         while index < end:
-            count = min(end - index, 2 * self._in_order + 1, MOST_OPENED_AT_ONCE, crypto.RUN_SIZE // size)
+            count = min(end - index, self._in_order + 1, MOST_OPENED_AT_ONCE, crypto.RUN_SIZE // size)
             part = whole[index * size : (index + count) * size]
-            self._in_order = self._open_next(part, size, layout, earliest, latest, messages)
-            index += self._in_order
-            if self._in_order < count:
+            opened = self._open_next(part, size, layout, earliest, latest, messages)
+            index += opened
+            if opened:
+                self.layout = layout
+            if opened < count:
+                self._in_order = opened
                 break
+            self._in_order += opened
         return index
 
     def _open_next(

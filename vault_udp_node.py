@@ -216,7 +216,17 @@ class Node(Upkeep):
         was_up = only_data = session.up
         count, tag = len(datagrams), pair.open_tag
         segments = datagrams if datagrams.__class__ is Segments else None
+        layout = pair.layout
         while index < count:
+            if segments is not None and was_up and layout is not None:
+                # What most datagrams are: as many messages as in the one before, and as long.
+                following = pair.open_in_order(segments, index, layout, earliest, latest, messages)
+                if following > index and not heard:
+                    heard = True
+                    session.heard(pair, source, segments.size, True, now)
+                index = following
+                if index == count:
+                    break
             datagram = datagrams[index]
             if not datagram.startswith(tag):
                 break
@@ -229,11 +239,8 @@ class Node(Upkeep):
                 fresh = earliest <= timestamp <= latest
                 read = read_messages(body) if fresh and was_up else None
                 if read is not None:
-                    # What most datagrams are: messages; what most that follow are: as many, as long as these.
                     layout, found = read
                     messages += found
-                    if segments is not None and index < count:
-                        index = pair.open_in_order(segments, index, layout, earliest, latest, messages)
                     continue
                 only_data = False
                 messages.extend(self._read_body(peer, pair, body, source, fresh, now))
