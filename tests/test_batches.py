@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import struct
-from typing import Iterator, NamedTuple, Tuple
+from typing import Iterator, NamedTuple, Sequence, Tuple
 
 import pytest
 from fakenet import FakeNet, both_ready, flip_bit
@@ -90,16 +90,16 @@ def datagrams_of(pair: Pair, steps: list[Step], time: float) -> list[bytes]:
     return datagrams
 
 
-def as_the_kernel_does(datagrams: list[bytes]) -> Iterator[Segments]:
-    """Those of one size together; a shorter one ends what it follows."""
+def as_the_kernel_does(datagrams: list[bytes]) -> Iterator[Sequence[bytes]]:
+    """Those of one size together; a shorter one ends what it follows. What is alone is nothing cut out."""
     run: list[bytes] = []
     for datagram in datagrams:
         if run and (len(datagram) > len(run[0]) or len(run[-1]) < len(run[0])):
-            yield Segments(b"".join(run), len(run[0]))
+            yield Segments(b"".join(run), len(run[0])) if len(run) > 1 else run
             run = []
         run.append(datagram)
     if run:
-        yield Segments(b"".join(run), len(run[0]))
+        yield Segments(b"".join(run), len(run[0])) if len(run) > 1 else run
 
 
 def outcome(steps: list[Step], batch_size: int) -> Outcome:

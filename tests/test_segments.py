@@ -14,6 +14,7 @@ import vault_udp_node
 import vault_udp_socket_helper as crypto
 from vault_udp_layout import make_bodies
 from vault_udp_packet import message_room
+from vault_udp_path import NEVER
 from vault_udp_segments import Segments
 
 A, B = ("10.0.0.1", 1001), ("10.0.0.2", 1002)
@@ -144,6 +145,25 @@ def test_messages_in_order_are_read_without_cutting_their_datagrams_out() -> Non
         assert cut == expected
         bob.node.deliveries.clear()
         cut.clear()
+
+
+def test_a_batch_of_what_was_expected_shows_that_the_sender_is_there_and_where() -> None:
+    net = FakeNet(0)
+    bob = net.node(B)
+    alice = net.node(A, B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(1)
+    session, moved_to = bob.peer(A).session, ("10.0.0.9", 1009)
+    for source in (A, A, moved_to):
+        bob.node.seal_messages(bob.peer(A), [b"is anybody there?"], bob.now)
+        assert session._suspect_at < NEVER
+        net.run(0.5)
+        datagrams = alice.peer(B).session.seal(make_bodies([b"same"] * 44, session.body_size, False), alice.now)
+        assert isinstance(datagrams, Segments)
+        bob.node.receive(Segments(bytes(datagrams.whole), datagrams.size), source, bob.now)
+        assert session._suspect_at == NEVER
+        assert session.last_opened == bob.now
+    assert [address for address, _ in bob.node.outgoing] == [moved_to]
 
 
 def test_bursts_of_messages_of_all_sizes_arrive() -> None:
