@@ -158,12 +158,33 @@ def test_a_batch_of_what_was_expected_shows_that_the_sender_is_there_and_where()
         bob.node.seal_messages(bob.peer(A), [b"is anybody there?"], bob.now)
         assert session._suspect_at < NEVER
         net.run(0.5)
-        datagrams = alice.peer(B).session.seal(make_bodies([b"same"] * 44, session.body_size, False), alice.now)
+        datagrams = alice.peer(B).session.seal(
+            make_bodies([b"same"] * 44, session.body_size, False), alice.now
+        )
         assert isinstance(datagrams, Segments)
         bob.node.receive(Segments(bytes(datagrams.whole), datagrams.size), source, bob.now)
         assert session._suspect_at == NEVER
         assert session.last_opened == bob.now
     assert [address for address, _ in bob.node.outgoing] == [moved_to]
+
+
+def test_a_batch_of_what_was_expected_brings_a_lost_peer_back() -> None:
+    net = FakeNet(0)
+    bob = net.node(B, A)
+    alice = net.node(A, B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(1)
+    batches = []
+    for _ in range(2):
+        datagrams = alice.peer(B).session.seal(make_bodies([b"same"] * 44, 1000, False), alice.now)
+        assert isinstance(datagrams, Segments)
+        batches.append(Segments(bytes(datagrams.whole), datagrams.size))
+    bob.node.receive(batches[0], A, bob.now)
+    net.loss = 1
+    bob.send(A, b"is anybody there?")
+    assert net.run_until(lambda: bob.mode(A) == "lost", limit=10)
+    bob.node.receive(batches[1], A, bob.now)
+    assert [event.kind for event in bob.node.events] == ["ready"]
 
 
 def test_bursts_of_messages_of_all_sizes_arrive() -> None:
