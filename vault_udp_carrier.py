@@ -51,8 +51,12 @@ OLD_PORT_KEPT = 0.5
 """Seconds for which we still receive at the old port after `update_recv_port`."""
 LANE_SIZE = 4096
 """Messages for one peer that may wait for the send thread; `send_data` waits when there are more."""
+SMALL_LANE_SIZE = 16384
+SMALL_MESSAGE = 64
+"""The same if they share datagrams and the first has at most so many bytes: they leave as soon, and the two
+threads take turns less often."""
 LANES_SIZE = 65536
-"""The same for all peers together, if more than 16 have messages waiting."""
+"""The same for all peers together, if many have messages waiting."""
 BYTES_PER_ROUND = 131072
 """About as many bytes of one peer's messages does the send thread seal in one go."""
 UNPACKED_PER_ROUND = 1 << 20
@@ -203,7 +207,9 @@ class Carrier:
         if not peer.laned:
             peer.laned = True
             self._laned.append(peer)
-            self._lane_size = max(1, min(LANE_SIZE, LANES_SIZE // len(self._laned)))
+            are_small = peer.lane and len(peer.lane[0]) <= SMALL_MESSAGE and peer.session.coalesce
+            most = SMALL_LANE_SIZE if are_small else LANE_SIZE
+            self._lane_size = max(1, min(most, LANES_SIZE // len(self._laned)))
             self._work.notify()
 
     def _wake_sender_locked(self) -> None:

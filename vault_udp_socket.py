@@ -400,7 +400,7 @@ class UDPSocketClass(Carrier):
         """Send a message to one peer, or to every added one.
 
         Without keys it waits for them: at most 256 messages a peer, at most ``MAX_MESSAGE_AGE_SECONDS``.
-        Waits for room when 4,096 messages are on their way out already.
+        Waits for room when 4,096 messages are on their way out already, or 16,384 of at most 64 bytes.
 
         Args:
             data: text (sent as UTF-8) or bytes.

@@ -606,6 +606,8 @@ def test_numbers_in_the_text_are_those_of_the_code() -> None:
     sizes = vault_udp_packet.FULL_ANNOUNCEMENT_SIZE, vault_udp_packet.SHORT_ANNOUNCEMENT_SIZE
     assert "exactly {} or {} bytes".format(*sizes) in README
     assert f"waits when {vault_udp_carrier.LANE_SIZE} messages" in README
+    small = vault_udp_carrier.SMALL_LANE_SIZE, vault_udp_carrier.SMALL_MESSAGE
+    assert "or {} of at most {} bytes".format(*small) in README
     assert f"up to {vault_udp_delivery.MAX_EARLY_MESSAGES} messages" in README
     header = vault_udp_keys.SEALED_OVERHEAD
     assert header == vault_udp_socket.NACL_BOX_OVERHEAD + vault_udp_socket.REPLAY_PROTECTION_OVERHEAD

@@ -325,29 +325,33 @@ def occupy_send_thread(sock: UDPSocketClass, gate: Gate) -> None:
     assert gate.reached.wait(PATIENCE)
 
 
-def test_send_data_waits_for_room_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("size", "most"), [(64, 16384), (65, 4096)])
+def test_send_data_waits_for_room_and_nothing_is_lost(
+    monkeypatch: pytest.MonkeyPatch, size: int, most: int
+) -> None:
     monkeypatch.setattr(vault_udp_carrier, "BURST_GAP", float("inf"))  # however slowly they are sent here
     with pair() as (a, b):
         lose_nothing(monkeypatch, a, b)
         gate = Gate(monkeypatch, a.recv_port, "send")
         inbox, taken = Inbox(b), Collector[Any]()
+        texts = [f"{number}".ljust(size) for number in range(most + 2000)]
 
         def send_numbers() -> None:
-            for number in range(6000):
-                a.send_data(f"{number}", address_of(b))
+            for text in texts:
+                a.send_data(text, address_of(b))
                 taken(None)
 
         occupy_send_thread(a, gate)
         sender = threading.Thread(target=send_numbers)
         sender.start()
         try:
-            taken.wait_for(4000)
+            taken.wait_for(most)
             sender.join(0.2)
             # The first few leave in their caller's thread, until they are seen to be a burst.
-            assert 4096 <= len(taken.items) < 6000, "all that there is room for"
+            assert most <= len(taken.items) < most + 1000, "all that there is room for"
         finally:
             gate.open()
-        assert inbox.wait_for_texts(6000) == [f"{number}" for number in range(6000)]
+        assert inbox.wait_for_texts(len(texts)) == texts
         sender.join(PATIENCE)
 
 
