@@ -19,6 +19,7 @@ from loopback import PATIENCE, address_of, eventually, on_posix, pair
 import vault_udp_carrier
 import vault_udp_packet as packet
 import vault_udp_socket_helper as crypto
+from vault_udp_carrier import LANE_SIZE, SMALL_LANE_SIZE
 from vault_udp_errors import check_keepalive
 from vault_udp_identity import KnownPeers
 from vault_udp_keys import FLAG_COALESCE, Hello, LocalKeys, Pair, read_hello_untrusted
@@ -327,6 +328,18 @@ def test_a_session_lost_in_a_burst_does_not_change_the_order_of_messages() -> No
             order = [message for _, message in peer.queue]
             peer.session.lost = False
         assert order == [b"1", b"2"]
+
+
+def test_small_messages_that_share_no_datagrams_wait_for_room_as_others_do() -> None:
+    with pair() as (a, b):
+        peer = a._by_name[address_of(b)]
+        with a._lock:
+            for flags, most in ((0, LANE_SIZE), (FLAG_COALESCE, SMALL_LANE_SIZE)):
+                peer.session.flags = flags
+                peer.lane.append(b"small")
+                a._lane_locked(peer)
+                assert a._lane_size == most
+                a._take_batches_locked(0.0)
 
 
 def test_more_lanes_than_room_for_all_do_not_stop_the_senders(monkeypatch: pytest.MonkeyPatch) -> None:
