@@ -582,7 +582,7 @@ def test_who_is_awaited_gets_the_processor(
 ) -> None:
     """Both ends on one processor: what was awaited could not be sent until the waiting was over."""
     here, there = answered
-    monkeypatch.setattr(datagram, "BUSY_WAIT", 1.0)
+    monkeypatch.setattr(datagram, "BUSY_WAIT", 10.0)
     monkeypatch.setattr(datagram, "yield_processor", lambda: there.send([b"pong"], ("127.0.0.1", here.port)))
     here.wake()  # ends what would go on without an answer
     assert here.receive() == [([b"pong"], ("127.0.0.1", there.port))]
