@@ -207,7 +207,9 @@ class Carrier:
         if not peer.laned:
             peer.laned = True
             self._laned.append(peer)
-            are_small = peer.lane and len(peer.lane[0]) <= SMALL_MESSAGE and peer.session.coalesce
+            first = peer.lane[0] if peer.lane else None
+            # A CompressedFrame never shares a datagram.
+            are_small = type(first) is bytes and len(first) <= SMALL_MESSAGE and peer.session.coalesce
             most = SMALL_LANE_SIZE if are_small else LANE_SIZE
             self._lane_size = max(1, min(most, LANES_SIZE // len(self._laned)))
             self._work.notify()

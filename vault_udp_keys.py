@@ -247,7 +247,8 @@ class Pair:
         self._in_order = 0
         """Datagrams that `open_in_order` took without a failure."""
         self.layout: Layout | None = None
-        """That of the bodies which `open_in_order` took last."""
+        """That of the last bodies of one message each which `open_in_order` took. Bodies of many have large
+        ones, which many peers could make us keep, and there it matters little how the first is opened."""
         self.mine = mine
         self.theirs = theirs
         self.order = 0
@@ -367,7 +368,7 @@ class Pair:
             part = whole[index * size : (index + count) * size]
             opened = self._open_next(part, size, layout, earliest, latest, messages)
             index += opened
-            if opened:
+            if opened and layout.split is None:
                 self.layout = layout
             if opened < count:
                 self._in_order = opened

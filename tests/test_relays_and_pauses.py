@@ -333,10 +333,15 @@ def test_a_session_lost_in_a_burst_does_not_change_the_order_of_messages() -> No
 def test_small_messages_that_share_no_datagrams_wait_for_room_as_others_do() -> None:
     with pair() as (a, b):
         peer = a._by_name[address_of(b)]
+        cases: list[tuple[int, bytes, int]] = [
+            (0, b"small", LANE_SIZE),
+            (FLAG_COALESCE, b"small", SMALL_LANE_SIZE),
+            (FLAG_COALESCE, packet.compress_frame(bytes(5000), 100), LANE_SIZE),
+        ]
         with a._lock:
-            for flags, most in ((0, LANE_SIZE), (FLAG_COALESCE, SMALL_LANE_SIZE)):
+            for flags, message, most in cases:
                 peer.session.flags = flags
-                peer.lane.append(b"small")
+                peer.lane.append(message)
                 a._lane_locked(peer)
                 assert a._lane_size == most
                 a._take_batches_locked(0.0)

@@ -168,6 +168,21 @@ def test_a_batch_of_what_was_expected_shows_that_the_sender_is_there_and_where()
     assert [address for address, _ in bob.node.outgoing] == [moved_to]
 
 
+@pytest.mark.parametrize(("messages", "kept"), [([b"same"] * 10, True), ([b""] * 2560, False)])
+def test_what_is_expected_next_time_takes_little_memory(messages: list[bytes], kept: bool) -> None:
+    """What is common to bodies of 256 messages takes ten times as much as the replay window of a pair."""
+    net = FakeNet(0)
+    bob = net.node(B)
+    alice = net.node(A, B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    session = alice.peer(B).session
+    datagrams = session.seal(make_bodies(messages, session.body_size, not kept), alice.now)
+    pair = bob.node.tags[datagrams[0][:8]][1]
+    bob.node.receive(Segments(b"".join(datagrams), len(datagrams[0])), A, bob.now)
+    assert [message for _, some in bob.node.deliveries for message in some] == messages
+    assert (pair.layout is not None) == kept
+
+
 def test_a_batch_of_what_was_expected_brings_a_lost_peer_back() -> None:
     net = FakeNet(0)
     bob = net.node(B, A)
