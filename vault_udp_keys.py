@@ -350,8 +350,9 @@ class Pair:
         without calls and copies between them: it may decline what they accept, but accepts nothing that they
         decline.
 
-        One more is opened in one go than were in order since the last that was not: where that is in vain, as
-        with messages of changing sizes, it is no more than what was opened with success before.
+        One more is opened in one go than were in order since the last go that was cut short, and in that one:
+        where it is in vain, as with messages of changing sizes, it is no more than what was opened with
+        success before. What begins with another pair's tag is not tried at all.
 
         Args:
             messages: takes what is in them.
@@ -360,7 +361,8 @@ class Pair:
             The index of the first that is left.
         """
         size, whole = segments.size, memoryview(segments.whole)
-        if size != layout.body_size + SEALED_OVERHEAD:
+        is_ours = whole[index * size : index * size + TAG_SIZE] == self.open_tag
+        if not is_ours or size != layout.body_size + SEALED_OVERHEAD:
             return index
         end = len(whole) // size  # a shorter last one is not like these
         while index < end:

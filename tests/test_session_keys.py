@@ -327,6 +327,16 @@ def test_of_another_size_than_expected_none_is_opened() -> None:
     assert opened == [b"one", b"two"]
 
 
+def test_of_another_pair_none_is_opened() -> None:
+    """Nor does it count as out of order: two pairs that are used in turns stay at full pace."""
+    (_, theirs), (others, _) = pair_of_two(), pair_of_two()
+    sealed = others.seal(make_bodies([b"one", b"two"], 300, False), 1.0)
+    assert isinstance(sealed, Segments)
+    theirs._in_order = 5
+    assert theirs.open_in_order(sealed, 0, stored_layout(3, 300), 0.0, 2.0, []) == 0
+    assert theirs._in_order == 5
+
+
 def test_runs_longer_than_the_memory_are_opened_in_parts() -> None:
     ours, theirs = pair_of_two()
     messages = [bytes([number]) * 60_000 for number in range(12)]
