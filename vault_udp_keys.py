@@ -22,7 +22,7 @@ from __future__ import annotations
 import functools
 import itertools
 import struct
-from typing import TYPE_CHECKING, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
 
 if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
@@ -233,6 +233,7 @@ class Pair:
         "opened",
         "order",
         "outdated",
+        "owner",
         "theirs",
         "window",
     )
@@ -249,6 +250,8 @@ class Pair:
         self.layout: Layout | None = None
         """That of the last bodies of one message each which `open_in_order` took. Bodies of many have large
         ones, which many peers could make us keep, and there it matters little how the first is opened."""
+        self.owner: Any = None
+        """The session that has this pair now."""
         self.mine = mine
         self.theirs = theirs
         self.order = 0

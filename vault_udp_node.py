@@ -97,6 +97,7 @@ class Node(Upkeep):
             encryption,
             port=port,
             body_size=body_size,
+            rate_limit=rate_limit,
             now=now,
             wall=wall,
             legacy_peers=legacy_peers,
@@ -113,7 +114,6 @@ class Node(Upkeep):
         self.local.finds_sizes = finds_sizes
         self._hosts = Hosts(self, self._merged)
         self._introductions = Introductions(self, self._hosts, self._merged)
-        self._rate_limiter = self.new_limiter(rate_limit) if rate_limit is not None else None
         self.lifetime_changed(now)
 
     def add_peer(self, address: Address, now: float, supplied: bytes | None = None) -> Peer:
@@ -180,9 +180,9 @@ class Node(Upkeep):
             return
         while index < count:
             datagram = datagrams[index]
-            known = self.tags.get(datagram[:TAG_SIZE])
-            if known is not None:
-                index = self._receive_sealed(known[0], known[1], datagrams, index, source, now)
+            pair = self.tags.get(datagram[:TAG_SIZE])
+            if pair is not None:
+                index = self._receive_sealed(pair, datagrams, index, source, now)
                 continue
             index += 1
             if self._introductions.is_hopeless(source, now):
@@ -195,7 +195,6 @@ class Node(Upkeep):
 
     def _receive_sealed(
         self,
-        session: Session,
         pair: Pair,
         datagrams: Sequence[bytes],
         index: int,
@@ -209,6 +208,7 @@ class Node(Upkeep):
         Returns:
             The index of the first datagram that is left.
         """
+        session: Session = pair.owner
         peer: Peer = session.owner
         messages: list[bytes] = []
         earliest, latest = session.fresh_timestamps(now, encryption_module.MAX_MESSAGE_AGE_SECONDS)
@@ -283,8 +283,11 @@ class Node(Upkeep):
         return messages
 
     def _deliver(self, peer: Peer, messages: Sequence[bytes], now: float) -> None:
-        if self._rate_limiter is not None:
-            allowed = self._rate_limiter.allow(peer.name, len(messages), now)
+        if self.rate_limiter is not None:
+            # Kept with the peer, and not looked up by its name, which costs most where there are many peers.
+            if peer.allowance is None:
+                peer.allowance = self.rate_limiter.take(peer.name, now)
+            allowed = self.rate_limiter.charge(peer.allowance, len(messages), now)
             if allowed < len(messages):
                 self.count_drop("rate_limited", peer.name, now, len(messages) - allowed, peer)
                 messages = messages[:allowed]

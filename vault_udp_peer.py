@@ -20,11 +20,13 @@ if TYPE_CHECKING or not __package__:
     import vault_udp_packet as packet
     from vault_udp_address import Address, is_host
     from vault_udp_path import NEVER
+    from vault_udp_rate_limit import Bucket
     from vault_udp_session import Session
 else:
     from . import vault_udp_packet as packet
     from .vault_udp_address import Address, is_host
     from .vault_udp_path import NEVER
+    from .vault_udp_rate_limit import Bucket
     from .vault_udp_session import Session
 
 
@@ -64,6 +66,7 @@ class Peer:
 
     __slots__ = (
         "added",
+        "allowance",
         "announce_at",
         "announced_since",
         "announcements",
@@ -114,6 +117,8 @@ class Peer:
         self.sent = 0
         self.received = 0
         """Messages, as in the counters of the whole node."""
+        self.allowance: Bucket | None = None
+        """What the rate limit leaves of it, from the first message on."""
         self.counters: dict[str, int] | None = None
         """What was dropped of what it sent or was to get, by reason; made with the first of them."""
         self.told_ready = False

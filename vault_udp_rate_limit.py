@@ -10,6 +10,17 @@ from typing import Callable, Hashable
 MAX_TRACKED = 16384
 
 
+class Bucket:
+    """What is left of one key's allowance."""
+
+    __slots__ = ("tokens", "when")
+
+    def __init__(self, tokens: float, when: float) -> None:
+        self.tokens = tokens
+        self.when = when
+        """Seconds: when so much was left."""
+
+
 class RateLimiter:
     """At most `max_per_second` requests a second for each key; a second's allowance may come at once.
 
@@ -33,8 +44,7 @@ class RateLimiter:
         self.max_per_second = max_per_second
         self._burst = max(max_per_second, 1.0)
         self._clock = clock
-        # key -> [tokens left, when that was]
-        self._buckets: OrderedDict[Hashable, list[float]] = OrderedDict()
+        self._buckets: OrderedDict[Hashable, Bucket] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -47,18 +57,30 @@ class RateLimiter:
         """Charge up to `count` requests to `key` at `now`; returns how many of them are allowed."""
         bucket = self._buckets.get(key)
         if bucket is None:
-            tokens = self._burst
-            bucket = self._buckets[key] = [tokens, now]
-            if len(self._buckets) > MAX_TRACKED:
-                self._buckets.popitem(last=False)
+            bucket = Bucket(self._burst, now)
+            self.put_back(key, bucket)
         else:
             self._buckets.move_to_end(key)
-            tokens = bucket[0] + (now - bucket[1]) * self.max_per_second
-            if tokens > self._burst:
-                tokens = self._burst
+        return self.charge(bucket, count, now)
+
+    def charge(self, bucket: Bucket, count: int, now: float) -> int:
+        """`allow` for who keeps the bucket."""
+        tokens = bucket.tokens + (now - bucket.when) * self.max_per_second
+        if tokens > self._burst:
+            tokens = self._burst
         allowed = count if count <= tokens else int(tokens)
-        bucket[0], bucket[1] = tokens - allowed, now
+        bucket.tokens, bucket.when = tokens - allowed, now
         return allowed
+
+    def take(self, key: Hashable, now: float) -> Bucket:
+        """The bucket of `key`, for the caller to keep with what it is about, until it is put back."""
+        return self._buckets.pop(key, None) or Bucket(self._burst, now)
+
+    def put_back(self, key: Hashable, bucket: Bucket) -> None:
+        """Keep the bucket of `key` here."""
+        self._buckets[key] = bucket
+        if len(self._buckets) > MAX_TRACKED:
+            self._buckets.popitem(last=False)
 
     def cleanup_old_entries(self) -> None:
         """Forget the keys whose allowance is whole again: forgetting them changes nothing."""
@@ -68,8 +90,8 @@ class RateLimiter:
         """`cleanup_old_entries` at `now`."""
         whole = [
             key
-            for key, (tokens, when) in self._buckets.items()
-            if tokens + (now - when) * self.max_per_second >= self._burst
+            for key, bucket in self._buckets.items()
+            if bucket.tokens + (now - bucket.when) * self.max_per_second >= self._burst
         ]
         for key in whole:
             del self._buckets[key]

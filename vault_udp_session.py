@@ -120,7 +120,7 @@ class Session(Channel):
     def __init__(
         self,
         local: LocalKeys,
-        tags: dict[bytes, tuple[Session, Pair]],
+        tags: dict[bytes, Pair],
         retired: dict[bytes, Pair],
         outgoing: list[tuple[Address, bytes]],
         endpoint: Address,
@@ -228,7 +228,8 @@ class Session(Channel):
             pair.window, pair.counters, pair.needs_pong = known.window, known.counters, True
         self._make_room()
         self.pairs.append(pair)
-        self._tags[pair.open_tag] = (self, pair)
+        pair.owner = self
+        self._tags[pair.open_tag] = pair
         return pair
 
     def _make_room(self) -> None:
@@ -240,6 +241,7 @@ class Session(Channel):
 
     def _drop(self, pair: Pair) -> None:
         self.pairs.remove(pair)
+        pair.owner = None
         del self._tags[pair.open_tag]
         if pair is self.send:
             self.send = None

@@ -76,6 +76,7 @@ class NodeState:
         *,
         port: int,
         body_size: int,
+        rate_limit: float | None,
         now: float,
         wall: float,
         legacy_peers: bool,
@@ -103,13 +104,14 @@ class NodeState:
         self.body_size = body_size
         self.legacy_peers = legacy_peers
         self.rng = rng
-        self.tags: dict[bytes, tuple[Session, Pair]] = {}
+        self.tags: dict[bytes, Pair] = {}
         self.retired: dict[bytes, Pair] = {}
         self.best_version: OrderedDict[bytes, int] = OrderedDict()
         self.logged_at: dict[str, float] = {}
         self.timers: list[tuple[float, int, Peer]] = []
         self.sequence = itertools.count()
         self._limiters: list[RateLimiter] = []
+        self.rate_limiter = self.new_limiter(rate_limit) if rate_limit is not None else None
         self.rotate_at = NEVER
         self.rotated_at = now
 
@@ -214,6 +216,8 @@ class NodeState:
     def forgotten(self, peer: Peer) -> None:
         """A peer leaves the table: its pairs, its base link and what waits for it go with it."""
         peer.session.close()
+        if self.rate_limiter is not None and peer.allowance is not None:
+            self.rate_limiter.put_back(peer.name, peer.allowance)  # who comes back has no new one
         for address in (*peer.names, peer.listens_at):
             self.base.remove(address)
         self.drop_waiting(peer, "peer_removed")

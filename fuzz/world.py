@@ -69,9 +69,9 @@ class World:
         assert len(node.retired) <= MAX_RETIRED_PAIRS
         assert node.table.strangers <= peers.MAX_PENDING_STRANGERS + peers.MAX_CONFIRMED_STRANGERS
         assert set(node.base.links) <= set(node.table.by_name), "a link without a peer"
-        for tag, (session, pair) in node.tags.items():
+        for tag, pair in node.tags.items():
             assert pair.open_tag == tag
-            assert pair in session.pairs
+            assert pair in pair.owner.pairs
             assert tag not in node.retired
         for name, peer in node.table.by_name.items():
             assert name in peer.names
@@ -98,7 +98,7 @@ class World:
 
     def nonces(self) -> list[bytes]:
         """Of Alice's pings that may be answered; she tells them to whom she talks."""
-        sessions = {id(session): session for session, _ in self.node.tags.values()}
+        sessions = {id(pair.owner): pair.owner for pair in self.node.tags.values()}
         return [nonce for session in sessions.values() for nonce in session._pings]
 
 

@@ -112,7 +112,7 @@ def outcome(steps: list[Step], batch_size: int) -> Outcome:
     session = alice.peer(B).session
     assert session.send is not None
     datagrams = datagrams_of(session.send, steps, session.local.session_time(alice.now))
-    node, pair = bob.node, bob.node.tags[datagrams[0][:8]][1] if datagrams else None
+    node, pair = bob.node, bob.node.tags[datagrams[0][:8]] if datagrams else None
     with net.seeded_keys():
         for start in range(0, len(datagrams), batch_size):
             for batch in as_the_kernel_does(datagrams[start : start + batch_size]):

@@ -797,6 +797,21 @@ def test_the_rate_limit_lets_a_second_s_burst_pass_and_counts_the_rest() -> None
     assert bob.node.counters["received"] == 15
 
 
+def test_the_allowance_is_kept_with_the_peer_as_long_as_there_is_one() -> None:
+    net = FakeNet()
+    bob, alice = net.node(B, rate_limit=10), net.node(A, B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    assert bob.peer(A).allowance is None, "who says nothing costs nothing"
+    alice.send(B, b"x")
+    net.run(0.01)
+    limiter = bob.node.rate_limiter
+    assert limiter is not None
+    assert len(limiter) == 0, "nothing is looked up by name for a message"
+    alice.stop()
+    net.run(0.01)
+    assert len(limiter) == 1
+
+
 def test_a_rotation_forgets_who_came_and_went() -> None:
     net = FakeNet()
     bob = net.node(B, rate_limit=10, lifetime=5)

@@ -410,7 +410,7 @@ def test_what_a_killed_process_left_on_the_way_does_not_take_over() -> None:
 
     def hold_what_bob_has_not_opened(datagram: Datagram) -> Copies:
         known = bob.node.tags.get(datagram.data[:8]) if datagram.src == A else None
-        if known is not None and not known[1].opened:
+        if known is not None and not known.opened:
             held.append(datagram.data)
             return []
         return net.route(datagram)

@@ -72,6 +72,25 @@ def test_the_keys_least_recently_seen_are_forgotten(monkeypatch: pytest.MonkeyPa
     assert limiter.allow("b", 1, now=0.0) == 1, "b was forgotten"
 
 
+def test_a_bucket_may_be_kept_elsewhere_and_comes_back_as_it_is() -> None:
+    limiter, now = RateLimiter(10), 5.0
+    limiter.allow("peer", 4, now)
+    bucket = limiter.take("peer", now)
+    assert len(limiter) == 0
+    assert limiter.charge(bucket, 4, now) == 4
+    limiter.put_back("peer", bucket)
+    assert limiter.allow("peer", 4, now) == 2
+    assert limiter.charge(limiter.take("somebody else", now), 99, now) == 10
+
+
+def test_no_more_buckets_are_put_back_than_others_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vault_udp_rate_limit, "MAX_TRACKED", 3)
+    limiter = RateLimiter(1)
+    for key in "abcd":
+        limiter.put_back(key, limiter.take(key, 0.0))
+    assert len(limiter) == 3
+
+
 @pytest.mark.parametrize("rate", [0, -1, float("nan"), True, "10", None])
 def test_a_rate_that_is_none_is_refused_by_name(rate: object) -> None:
     with pytest.raises(ValueError, match="max_per_second"):

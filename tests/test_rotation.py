@@ -124,7 +124,7 @@ def test_keys_are_overwritten_at_the_second_rotation() -> None:
     net.run(10.6)
     assert bytes(first.private) == bytes(32)
     assert not [pair for pair in alice.peer(B).session.pairs if pair.mine is first]
-    assert not [pair for _, pair in alice.node.tags.values() if pair.mine is first]
+    assert not [pair for pair in alice.node.tags.values() if pair.mine is first]
     assert not [pair for pair in alice.node.retired.values() if pair.mine is first]
     # A datagram of that time is of no key any more.
     old = next(datagram for datagram in net.sent if datagram.src == B and len(datagram.data) > 1024)

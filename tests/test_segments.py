@@ -177,7 +177,7 @@ def test_what_is_expected_next_time_takes_little_memory(messages: list[bytes], k
     assert net.run_until(lambda: both_ready(alice, bob))
     session = alice.peer(B).session
     datagrams = session.seal(make_bodies(messages, session.body_size, not kept), alice.now)
-    pair = bob.node.tags[datagrams[0][:8]][1]
+    pair = bob.node.tags[datagrams[0][:8]]
     bob.node.receive(Segments(b"".join(datagrams), len(datagrams[0])), A, bob.now)
     assert [message for _, some in bob.node.deliveries for message in some] == messages
     assert (pair.layout is not None) == kept

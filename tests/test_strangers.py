@@ -215,7 +215,7 @@ def test_a_flood_of_strangers(kind: str) -> None:
         assert not server.node.base.links
         assert not server.encryption._nonces
         assert {event.address for _, event in server.events} == {ADDED, STRANGER}
-    assert {session.owner.name for session, _ in server.node.tags.values()} <= {ADDED, STRANGER}
+    assert {pair.owner.owner.name for pair in server.node.tags.values()} <= {ADDED, STRANGER}
     assert len(server.node.retired) <= 16
 
     # Nobody was made to receive more than was sent in its name.
