@@ -2,9 +2,9 @@
 """The threads: they carry between the socket, the node and the user, and decide nothing.
 
 The receive thread blocks in the kernel, hands what comes to the node, and runs the callbacks. The send thread
-sends what waits, in batches, and wakes for the node's next deadline. One lock guards the node; it is never
-held while a callback runs, a datagram is received or sent, or a thread is joined; it is while a line is
-logged.
+sends what waits, in batches, and wakes for the node's next deadline; the receive thread keeps an eye on it
+instead while it waits itself. One lock guards the node; it is never held while a callback runs, a datagram is
+received or sent, or a thread is joined; it is while a line is logged.
 
 A message for a peer that is ready goes one of two ways. While nothing waits, it leaves in its caller's
 thread. In a burst it goes into the peer's lane, a list to which callers append without the lock, and the send
@@ -137,7 +137,8 @@ class Carrier:
         self._quick = 0
         self._sleeps_until = 0.0
         self._leave_old_port_at = NEVER
-        self._wake_receiver_at = NEVER
+        self._receiver_looks_at = NEVER
+        """A deadline that the send thread does not know of, as the receive thread has time for it."""
         self._stopped = False
         self._for_callbacks: deque[Event] = deque()
         self._receiver = threading.Thread(target=self._receive_loop, name="vault-udp-receive", daemon=True)
@@ -248,10 +249,7 @@ class Carrier:
     def _await_work_locked(self) -> None:
         node = self._node
         while not (self._stopped or self._laned or node.outgoing or node.events or node.flushable):
-            if time.monotonic() >= self._wake_receiver_at:
-                self._wake_receiver_at = NEVER
-                self._datagrams.wake()
-            self._sleeps_until = min(node.deadline(), self._wake_receiver_at)
+            self._sleeps_until = node.deadline()
             timeout = self._sleeps_until - time.monotonic()
             if timeout <= 0:
                 break
@@ -308,7 +306,7 @@ class Carrier:
                 for former in replaced:
                     datagrams.take_over(former)
             try:
-                batches = datagrams.receive()
+                batches = datagrams.receive(min(self._receiver_looks_at, self._leave_old_port_at))
             except SocketClosed:
                 break  # by `stop`, which waited for the goodbyes
             if time.monotonic() >= self._leave_old_port_at and self._is_time_to_leave():
@@ -338,11 +336,22 @@ class Carrier:
                 node.receive(received, source, now)
                 taken += 1
             effects = self._take_effects_locked()
-            self._wake_sender_locked()
+            self._share_deadlines_locked(now, bool(effects.deliveries or self._for_callbacks))
             sending = self._datagrams  # another one if a callback or another thread has changed the port
         self._carry_out(effects, sending)
         self._call_back(effects.deliveries)
         return batches[taken:]
+
+    def _share_deadlines_locked(self, now: float, calls_back: bool) -> None:
+        """See to it that somebody looks when the node's next deadline has come."""
+        # Who waits for datagrams can wait for a deadline, too, which the next datagram mostly makes needless;
+        # to wake the send thread costs more. But callbacks may take long, and in a flood nobody waits.
+        deadline = self._node.deadline()
+        if calls_back or deadline <= now or self._node.flushable:
+            self._receiver_looks_at = NEVER
+            self._wake_sender_locked()
+        else:
+            self._receiver_looks_at = deadline if deadline < self._sleeps_until else NEVER
 
     def _take_effects_locked(self) -> _Effects:
         node = self._node
@@ -385,9 +394,9 @@ class Carrier:
             self._replaced.append(old)
             self._node.port = new.port
             now = time.monotonic()
-            self._leave_old_port_at = self._wake_receiver_at = now + OLD_PORT_KEPT
+            self._leave_old_port_at = now + OLD_PORT_KEPT
             self._node.moved(now)
-            self._work.notify()  # it is to wake the receive thread when that has to leave the old port
+            self._work.notify()
         old.wake()
 
     def _identity_changed_locked(self) -> None:

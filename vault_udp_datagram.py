@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence, Tuple
 
 if TYPE_CHECKING or not __package__:
@@ -91,6 +92,7 @@ _ERRORS_WITHOUT_PAUSE = 16
 _PAUSE_AFTER_ERRORS = 0.05
 _MAX_POLLS_BETWEEN_PROBES = 16
 _MAX_CACHED_DESTINATIONS = 32_768
+_LONGEST_WAIT = 86400.0  # seconds: as long as `poll` and `select` surely take
 
 
 class SocketClosed(Exception):
@@ -210,10 +212,11 @@ class DatagramSocket:
             others = [previous._socket for previous in self._previous]
             self._wait_readable = _readable_waiter(self._socket, *others, self._wake_receiver)
 
-    def receive(self) -> list[Batch]:
-        """Wait for datagrams and return them, a few batches at most; return an empty list after ``wake``.
+    def receive(self, until: float = inf) -> list[Batch]:
+        """Wait for datagrams and return them, a few batches at most; or an empty list after ``wake``.
 
-        A wake that comes while datagrams keep coming may show only when they cease.
+        So it is when `until` has come, seconds of the monotonic clock. A wake that comes while datagrams keep
+        coming may show only when they cease, and so may the end of the time.
 
         Raises :class:`SocketClosed`, and nothing that the network causes.
         """
@@ -222,7 +225,7 @@ class DatagramSocket:
                 raise SocketClosed
             self._receiving = True
         try:
-            batches = self._receive()
+            batches = self._receive(until)
             if batches:
                 self._note_pace()
             return batches
@@ -233,7 +236,7 @@ class DatagramSocket:
             if closed:
                 self._release()
 
-    def _receive(self) -> list[Batch]:
+    def _receive(self, until: float) -> list[Batch]:
         if self._answers_come_fast and not self._previous:
             batches = self._fetch_soon()
             if batches:
@@ -250,7 +253,7 @@ class DatagramSocket:
             self._polls_between_probes = min(2 * self._polls_between_probes, _MAX_POLLS_BETWEEN_PROBES)
             self._polls_until_probe = self._polls_between_probes
         while True:
-            woken = self._wait_readable(None)
+            woken = self._wait_readable(_seconds_until(until))
             if self._closed:
                 raise SocketClosed
             if woken:
@@ -267,6 +270,8 @@ class DatagramSocket:
                 return batches
             if self._errors_in_a_row > _ERRORS_WITHOUT_PAUSE:
                 self._wait_woken(_PAUSE_AFTER_ERRORS)
+            if _seconds_until(until) == 0:
+                return []
 
     def _fetch_soon(self) -> list[Batch]:
         """Ask for datagrams for `BUSY_WAIT` seconds without sleeping: waking up would cost as much."""
@@ -558,6 +563,10 @@ def _end_of_run(lengths: Sequence[int], start: int) -> int:
     end = start + next(index for index, length in enumerate(run) if length != size)
     is_short_tail = 0 < lengths[end] < size
     return end + is_short_tail
+
+
+def _seconds_until(when: float) -> float | None:
+    return None if when == inf else min(max(0.0, when - time.monotonic()), _LONGEST_WAIT)
 
 
 def _readable_waiter(*sockets: socket.socket) -> Callable[[float | None], bool]:

@@ -403,7 +403,12 @@ class NodeState:
     def schedule(self, peer: Peer) -> None:
         """See to the peer's timers when the first of them is due."""
         if peer.names:
-            self.look_at(peer, self.deadline_of(peer))
+            deadline = self.deadline_of(peer)
+            if peer.scheduled < deadline and self.timers[0][2] is peer:
+                # The answer to what it was asked last: nobody has to wake up for that any more.
+                heapq.heappop(self.timers)
+                peer.scheduled = NEVER
+            self.look_at(peer, deadline)
 
     def look_at(self, peer: Peer, deadline: float) -> None:
         """See to the peer's timers at `deadline` at the latest; looking too early does no harm."""

@@ -7,11 +7,13 @@ import ctypes
 import errno
 import ipaddress
 import logging
+import math
 import os
 import select
 import socket
 import sys
 import threading
+import time
 import tracemalloc
 from collections import Counter, deque
 from functools import partial
@@ -165,7 +167,7 @@ def in_thread(function: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def blocked_receiver(
-    sock: DatagramSocket, monkeypatch: pytest.MonkeyPatch
+    sock: DatagramSocket, monkeypatch: pytest.MonkeyPatch, until: float = math.inf
 ) -> tuple[threading.Event, Callable[[], Any]]:
     """A thread in ``receive``, and an event that is set when it is about to wait in the kernel."""
     waiting = threading.Event()
@@ -176,7 +178,7 @@ def blocked_receiver(
         return wait(seconds)
 
     monkeypatch.setattr(sock, "_wait_readable", signalled)
-    return waiting, in_thread(sock.receive)
+    return waiting, in_thread(lambda: sock.receive(until))
 
 
 # --- addresses ---
@@ -652,6 +654,31 @@ def test_wake_before_receive_returns_nothing_once(make: MakeSocket) -> None:
     assert sock.receive() == []
     assert sock.send([b"data"], ("127.0.0.1", sock.port)) == 1
     assert receive_all(sock, 1) == [(b"data", ("127.0.0.1", sock.port))]
+
+
+@pytest.mark.parametrize("has_poll", [True, False])
+def test_receive_ends_when_its_time_has_come(
+    has_poll: bool, make: MakeSocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_poll:
+        monkeypatch.delattr(select, "poll", raising=False)
+    sock = make()
+    until = time.monotonic() + 0.05
+    assert sock.receive(until) == []
+    assert time.monotonic() >= until
+    assert sock.receive(until) == [], "also if it has come before"
+    assert sock.send([b"data"], ("127.0.0.1", sock.port)) == 1
+    assert receive_all(sock, 1) == [(b"data", ("127.0.0.1", sock.port))]
+
+
+def test_a_time_so_far_away_that_the_system_cannot_wait_for_it(
+    make: MakeSocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sock = make()
+    waiting, result = blocked_receiver(sock, monkeypatch, 1e12)
+    assert waiting.wait(10)
+    sock.wake()
+    assert result() == []
 
 
 def test_wake_from_another_thread(make: MakeSocket, monkeypatch: pytest.MonkeyPatch) -> None:

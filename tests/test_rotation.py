@@ -201,6 +201,17 @@ def test_an_idle_rotation_takes_three_datagrams() -> None:
         assert bob.node.local.current.public in (send.mine.public, send.theirs)
 
 
+def test_nobody_looks_for_an_answer_that_has_come() -> None:
+    net = FakeNet(delay=0.01)
+    bob, alice = net.node(B, A, lifetime=60), net.node(A, B, lifetime=3600)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(5)
+    assert net.run_until(lambda: len(alice.peer(B).session.pairs) == 2, limit=70)
+    assert alice.node.deadline() < alice.now + 0.3
+    net.run(0.05)
+    assert alice.node.deadline() > alice.now + 100
+
+
 def test_data_that_opens_a_new_pair_is_confirmed() -> None:
     """If the CONFIRMs of a rotation are lost, data under the new pair does for them, and is answered."""
     net = FakeNet(delay=0.01)

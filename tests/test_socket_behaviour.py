@@ -110,9 +110,9 @@ def lose_nothing(monkeypatch: pytest.MonkeyPatch, sender: UDPSocketClass, receiv
             sent += send(self, part, address)
         return sent
 
-    def receive_and_make_room(self: DatagramSocket) -> list[Batch]:
+    def receive_and_make_room(self: DatagramSocket, until: float) -> list[Batch]:
         nonlocal in_flight
-        batches = receive(self)
+        batches = receive(self, until)
         if self.port == ports[1]:
             with change:
                 in_flight -= sum(len(datagrams) for datagrams, _ in batches)

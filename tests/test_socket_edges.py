@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import threading
 import time
 from typing import Any, List
@@ -24,6 +26,7 @@ from loopback import (
 import vault_udp_delivery
 from vault_udp_datagram import DatagramSocket
 from vault_udp_node import Event, Node
+from vault_udp_session import retry_delay
 from vault_udp_socket import StoppedError, UDPSocketClass
 
 
@@ -207,6 +210,49 @@ def test_the_send_thread_looks_in_time_whether_what_was_sent_is_answered(
         eventually(asks_in_time, "all timers of the handshake are past")
         assert woken.is_set()
         inbox.wait_for_text("hello")
+
+
+def test_the_receive_thread_keeps_watch_while_it_has_nobody_to_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rotation of the peer's wakes the send thread only if its answer is not answered in turn."""
+    with pair() as (a, b):
+        eventually(lambda: a._sleeps_until > time.monotonic() + 5, "all timers of the handshake are past")
+        looked_at: list[float] = []
+        looks = threading.Event()
+        run_timers, notify = a._node.run_timers, a._work.notify
+
+        def run_and_tell(now: float) -> None:
+            run_timers(now)
+            looks.set()
+
+        def notify_and_note(count: int = 1) -> None:
+            looked_at.append(time.monotonic())
+            notify(count)
+
+        passed = itertools.count()
+        send = b._datagrams.send
+        monkeypatch.setattr(a._node, "run_timers", run_and_tell)
+        monkeypatch.setattr(a._work, "notify", notify_and_note)
+        monkeypatch.setattr(b._datagrams, "send", lambda *args: send(*args) if next(passed) == 0 else 0)
+        with b._lock:
+            b._node.rotate_at = began = time.monotonic()
+            b._work.notify()
+        assert looks.wait(PATIENCE), "the CONFIRM is repeated though nothing comes any more"
+        assert next(passed) >= 2, "the first of b's datagrams came through, others were lost"
+        assert looked_at[0] >= began + retry_delay(0), "not for the datagram, but for the deadline"
+
+
+@pytest.mark.parametrize(("calls_back", "in_seconds"), [(True, 60.0), (False, -0.001)])
+def test_the_send_thread_keeps_watch_while_the_receive_thread_may_not_have_time(
+    calls_back: bool, in_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with UDPSocketClass(0) as sock, sock._lock, monkeypatch.context() as patch:
+        told: list[bool] = []
+        patch.setattr(sock._work, "notify", lambda: told.append(True))
+        now = time.monotonic()
+        sock._sleeps_until, sock._node.rotate_at = now + 120, now + in_seconds
+        sock._share_deadlines_locked(now, calls_back)
+        assert told
+        assert sock._receiver_looks_at == math.inf
 
 
 def test_events_are_told_in_the_order_in_which_they_came_to_be() -> None:
