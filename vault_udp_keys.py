@@ -27,14 +27,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
 if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
     from vault_udp_address import Address
-    from vault_udp_layout import Layout, StoredBodies
+    from vault_udp_layout import Layout, StoredBodies, no_layout, read_messages
     from vault_udp_packet import PacketError
     from vault_udp_replay import CounterWindow
     from vault_udp_segments import Segments
 else:
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address
-    from .vault_udp_layout import Layout, StoredBodies
+    from .vault_udp_layout import Layout, StoredBodies, no_layout, read_messages
     from .vault_udp_packet import PacketError
     from .vault_udp_replay import CounterWindow
     from .vault_udp_segments import Segments
@@ -66,6 +66,13 @@ def _datagram(body: str) -> struct.Struct:
     Tag, random bytes and counter, which are the nonce; the last two again, timestamp and body: the plaintext.
     """
     return struct.Struct(f">8s8sQ{crypto.AUTHENTICATOR_SIZE}x8sQd{body}")
+
+
+def _parts(opened: memoryview) -> tuple[int, float, bytes] | None:
+    """Counter, timestamp and body of an opened datagram; None if it is not under the nonce that it says."""
+    form = _datagram(f"{len(opened) - SEALED_OVERHEAD}s")
+    _, outer_random, outer_counter, random, counter, timestamp, body = form.unpack(opened)
+    return (counter, timestamp, body) if (outer_random, outer_counter) == (random, counter) else None
 
 
 class Hello(NamedTuple):
@@ -217,10 +224,10 @@ class Pair:
     """
 
     __slots__ = (
-        "_in_order",
         "_open_key",
         "_seal_key",
         "_seal_tag",
+        "_usual",
         "_workspaces",
         "confirm_at",
         "confirms",
@@ -245,10 +252,10 @@ class Pair:
         self._seal_key, self._seal_tag = outward[:32], outward[32:]
         self._open_key, self.open_tag = inward[:32], inward[32:]
         self._workspaces = local.workspaces
-        self._in_order = 0
-        """Datagrams that `open_in_order` took without a failure."""
+        self._usual = 0
+        """Datagrams that `open_usual` took without a failure."""
         self.layout: Layout | None = None
-        """That of the last bodies of one message each which `open_in_order` took. Bodies of many have large
+        """That of the last bodies of one message each which `open_usual` took. Bodies of many have large
         ones, which many peers could make us keep, and there it matters little how the first is opened."""
         self.owner: Any = None
         """The session that has this pair now."""
@@ -315,14 +322,14 @@ class Pair:
         size = len(datagram)
         if size < MIN_SEALED_SIZE:
             raise PacketError("bad_length")
-        form, workspace = _datagram(f"{size - SEALED_OVERHEAD}s"), self._workspaces.take()
+        workspace = self._workspaces.take()
         workspace.run[:size] = datagram
         is_authentic = workspace.open_run(key, size, 1) == 1
-        _, outer_random, outer_counter, random, counter, timestamp, body = form.unpack_from(workspace.run)
+        parts = _parts(workspace.run[:size]) if is_authentic else None
         self._workspaces.give_back(workspace)
-        if not is_authentic or outer_counter != counter or outer_random != random:
+        if parts is None:
             raise PacketError("forged")
-        return counter, timestamp, body
+        return parts
 
     def has_sealed(self, datagram: bytes) -> bool:
         """Whether the datagram bears the tag of what we seal."""
@@ -336,28 +343,28 @@ class Pair:
         """
         return self._opened(self._seal_key, datagram)[2]
 
-    def open_in_order(
+    def open_usual(
         self,
         segments: Segments,
         index: int,
-        layout: Layout,
+        layout: Layout | None,
         earliest: float,
         latest: float,
         messages: list[bytes],
     ) -> int:
-        """Open `segments` from `index` on, as long as each is what is to be expected next.
+        """Open `segments` from `index` on, as long as each is what most are.
 
-        That is: authentic, with our tag and the next counter, stamped from `earliest` to `latest`, its body
-        as `layout` says. The first that is not is left to `open` and to whoever judges its body; nothing of
-        it is kept here. So this is `open`, `CounterWindow.accept` and `Layout.read` for the usual case,
-        without calls and copies between them: it may decline what they accept, but accepts nothing that they
-        decline.
+        That is: authentic, with our tag and a counter that was not accepted before, stamped from `earliest`
+        to `latest`, with a usual body (`read_messages`). The first that is not is left to `open` and to
+        whoever judges its body; nothing of it is kept here. So this may decline what they accept, but accepts
+        nothing that they decline.
 
-        One more is opened in one go than were in order since the last go that was cut short, and in that one:
-        where it is in vain, as with messages of changing sizes, it is no more than what was opened with
-        success before. What begins with another pair's tag is not tried at all.
+        One more is opened in one go than were usual since the last go that was cut short, and in that one:
+        where it is in vain, it is no more than what was opened with success before. What begins with another
+        pair's tag is not tried at all.
 
         Args:
+            layout: that of the body before, which is the most likely one.
             messages: takes what is in them.
 
         Returns:
@@ -365,20 +372,22 @@ class Pair:
         """
         size, whole = segments.size, memoryview(segments.whole)
         is_ours = whole[index * size : index * size + TAG_SIZE] == self.open_tag
-        if not is_ours or size != layout.body_size + SEALED_OVERHEAD:
+        if not is_ours or size < MIN_SEALED_SIZE:
             return index
+        if layout is None or size != layout.body_size + SEALED_OVERHEAD:
+            layout = no_layout(size - SEALED_OVERHEAD)
         end = len(whole) // size  # a shorter last one is not like these
         while index < end:
-            count = min(end - index, self._in_order + 1, MOST_OPENED_AT_ONCE, crypto.RUN_SIZE // size)
+            count = min(end - index, self._usual + 1, MOST_OPENED_AT_ONCE, crypto.RUN_SIZE // size)
             part = whole[index * size : (index + count) * size]
-            opened = self._open_next(part, size, layout, earliest, latest, messages)
-            index += opened
-            if opened and layout.split is None:
+            taken, layout = self._open_next(part, size, layout, earliest, latest, messages)
+            index += taken
+            if taken and layout.split is None:
                 self.layout = layout
-            if opened < count:
-                self._in_order = opened
+            if taken < count:
+                self._usual = taken
                 break
-            self._in_order += opened
+            self._usual += taken
         return index
 
     def _open_next(
@@ -389,13 +398,36 @@ class Pair:
         earliest: float,
         latest: float,
         messages: list[bytes],
-    ) -> int:
-        workspace, head, tail, tag = self._workspaces.take(), layout.head, layout.tail, self.open_tag
+    ) -> tuple[int, Layout]:
+        """`open_usual` in one go; returns how many were usual, and the layout of the last of them."""
+        workspace = self._workspaces.take()
         workspace.run[: len(datagrams)] = datagrams
         opened = workspace.open_run(self._open_key, size, len(datagrams) // size)
-        expected = first = self.window.highest + 1
+        taken = 0
+        while taken < opened:
+            left = workspace.run[taken * size : opened * size]
+            taken += self._read_alike(left, layout, earliest, latest, messages)
+            if taken < opened:
+                read = self._read_other(workspace.run[taken * size : (taken + 1) * size], earliest, latest)
+                if read is None:
+                    break
+                layout, found = read
+                messages += found
+                taken += 1
+        self._workspaces.give_back(workspace)
+        return taken, layout
+
+    def _read_alike(
+        self, opened: memoryview, layout: Layout, earliest: float, latest: float, messages: list[bytes]
+    ) -> int:
+        """Read opened datagrams as long as each has the next counter and a body of this layout: how many.
+
+        This is `_read_other` without the calls and copies.
+        """
+        tag, head, tail = self.open_tag, layout.head, layout.tail
         messages_of = layout.messages_of if layout.split is not None else None
-        for row in _datagram(layout.fields).iter_unpack(workspace.run[: opened * size]):
+        first = expected = self.window.highest + 1
+        for row in _datagram(layout.fields).iter_unpack(opened):
             its_tag, outer_random, outer_counter, random, counter, timestamp, its_head, middle, its_tail = row
             if not (
                 outer_counter == counter == expected
@@ -414,6 +446,15 @@ class Pair:
                     break
                 messages += found
             expected += 1
-        self._workspaces.give_back(workspace)
         self.window.accept_next(expected - first)
         return expected - first
+
+    def _read_other(
+        self, opened: memoryview, earliest: float, latest: float
+    ) -> tuple[Layout, Sequence[bytes]] | None:
+        """The layout and the messages of an opened datagram, once; None if it is not usual."""
+        parts = _parts(opened) if opened[:TAG_SIZE] == self.open_tag else None
+        if parts is None or not earliest <= parts[1] <= latest:
+            return None
+        read = read_messages(parts[2])
+        return read if read is not None and self.window.accept(parts[0]) else None

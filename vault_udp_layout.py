@@ -108,6 +108,12 @@ def alike_layout(count: int, message_size: int, body_size: int) -> Layout | None
     return _layout(head, header, count, message_size, packet.padding_head(body_size - end), body_size)
 
 
+@functools.lru_cache(maxsize=2048)
+def no_layout(body_size: int) -> Layout:
+    """One that no body has, to begin with where none is known."""
+    return Layout(b"-", b"", 0, b"", body_size, f"0s0s0s{body_size}x", (), 0, None)
+
+
 def _layout(head: bytes, header: bytes, count: int, message_size: int, tail: bytes, body_size: int) -> Layout:
     step = len(header) + message_size
     middle_size = count * step - len(header)

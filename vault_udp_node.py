@@ -216,14 +216,14 @@ class Node(Upkeep):
         was_up = only_data = session.up
         count, tag = len(datagrams), pair.open_tag
         segments = datagrams if datagrams.__class__ is Segments else None
-        layout = pair.layout
+        layout, is_usual = pair.layout, True
         while index < count:
-            if segments is not None and was_up and layout is not None:
-                # What most datagrams are: as many messages as in the one before, and as long.
-                following = pair.open_in_order(segments, index, layout, earliest, latest, messages)
+            if segments is not None and was_up and is_usual:
+                # As most of them are: opened and read without looking at each.
+                following = pair.open_usual(segments, index, layout, earliest, latest, messages)
                 if following > index and not heard:
                     heard = True
-                    session.heard(pair, source, segments.size, True, now)
+                    session.heard(pair, source, segments.size, pair.window.highest > newest, now)
                 index = following
                 if index == count:
                     break
@@ -238,6 +238,7 @@ class Node(Upkeep):
                     session.heard(pair, source, len(datagram), pair.window.highest > newest, now)
                 fresh = earliest <= timestamp <= latest
                 read = read_messages(body) if fresh and was_up else None
+                is_usual = read is not None
                 if read is not None:
                     layout, found = read
                     messages += found
@@ -246,7 +247,7 @@ class Node(Upkeep):
                 messages.extend(self._read_body(peer, pair, body, source, fresh, now))
             except PacketError as error:
                 self.count_drop(error.reason, source, now, peer=peer)
-                only_data = False
+                only_data = is_usual = False
             if session.up and not was_up:
                 was_up = True
                 self._came_up(peer, now)

@@ -25,7 +25,7 @@ from vault_udp_keys import (
     proof_is_good,
     read_hello_untrusted,
 )
-from vault_udp_layout import make_bodies, read_messages, stored_layout
+from vault_udp_layout import Layout, make_bodies, read_messages, stored_layout
 from vault_udp_packet import PacketError
 from vault_udp_segments import Segments
 
@@ -300,7 +300,7 @@ def test_who_opens_may_be_interrupted_by_another_who_seals_and_opens() -> None:
     def open_all(segments: Segments) -> list[bytes]:
         layout, first = read_messages(theirs.open(segments[0])[1]) or pytest.fail("not read")
         opened = [*first]
-        assert theirs.open_in_order(segments, 1, layout, 0.0, 2.0, opened) == len(opened)
+        assert theirs.open_usual(segments, 1, layout, 0.0, 2.0, opened) == len(opened)
         return opened
 
     def interruption() -> None:
@@ -316,15 +316,17 @@ def test_who_opens_may_be_interrupted_by_another_who_seals_and_opens() -> None:
             return
 
 
-def test_of_another_size_than_expected_none_is_opened() -> None:
+@pytest.mark.parametrize(
+    "layout", [None, stored_layout(3, 301), stored_layout(4, 300), stored_layout(3, 300)]
+)
+def test_another_layout_than_expected_is_found_out(layout: Layout | None) -> None:
     ours, theirs = pair_of_two()
     sealed = ours.seal(make_bodies([b"one", b"two"], 300, False), 1.0)
     assert isinstance(sealed, Segments)
     opened: list[bytes] = []
-    assert theirs.open_in_order(sealed, 0, stored_layout(3, 301), 0.0, 2.0, opened) == 0
-    assert opened == []
-    assert theirs.open_in_order(sealed, 0, stored_layout(3, 300), 0.0, 2.0, opened) == 2
+    assert theirs.open_usual(sealed, 0, layout, 0.0, 2.0, opened) == 2
     assert opened == [b"one", b"two"]
+    assert theirs.layout == stored_layout(3, 300)
 
 
 def test_of_another_pair_none_is_opened() -> None:
@@ -332,9 +334,9 @@ def test_of_another_pair_none_is_opened() -> None:
     (_, theirs), (others, _) = pair_of_two(), pair_of_two()
     sealed = others.seal(make_bodies([b"one", b"two"], 300, False), 1.0)
     assert isinstance(sealed, Segments)
-    theirs._in_order = 5
-    assert theirs.open_in_order(sealed, 0, stored_layout(3, 300), 0.0, 2.0, []) == 0
-    assert theirs._in_order == 5
+    theirs._usual = 5
+    assert theirs.open_usual(sealed, 0, stored_layout(3, 300), 0.0, 2.0, []) == 0
+    assert theirs._usual == 5
 
 
 def test_runs_longer_than_the_memory_are_opened_in_parts() -> None:
@@ -344,7 +346,7 @@ def test_runs_longer_than_the_memory_are_opened_in_parts() -> None:
     assert isinstance(sealed, Segments)
     assert len(sealed.whole) > 2 * crypto.RUN_SIZE
     opened: list[bytes] = []
-    assert theirs.open_in_order(sealed, 0, stored_layout(60_000, 65_000), 0.0, 2.0, opened) == len(messages)
+    assert theirs.open_usual(sealed, 0, stored_layout(60_000, 65_000), 0.0, 2.0, opened) == len(messages)
     assert opened == messages
 
 
