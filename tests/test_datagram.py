@@ -633,14 +633,58 @@ def test_runs_are_bounded_in_number_and_bytes() -> None:
     assert datagram._end_of_run([1400] * 100, 50) == 96
 
 
-def test_one_call_fetches_no_more_than_its_bound(make: MakeSocket) -> None:
+def test_one_call_fetches_no_more_than_its_bounds(make: MakeSocket, monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = make(), make()
     here.gso = False
-    assert here.send([b"data"] * 100, ("127.0.0.1", there.port)) == 100
-    sizes: list[int] = []
-    while sum(sizes) < 100:
-        sizes.append(len(there.receive()))
-    assert max(sizes) == datagram.MAX_BATCHES_PER_RECEIVE
+    monkeypatch.setattr(datagram, "MAX_DATAGRAMS_PER_RECEIVE", 10)
+    for most in (datagram.MAX_BATCHES_PER_RECEIVE, 10, 7):
+        monkeypatch.setattr(datagram, "MAX_BATCHES_PER_RECEIVE", most)
+        assert here.send([b"data"] * 100, ("127.0.0.1", there.port)) == 100
+        sizes: list[int] = []
+        while sum(sizes) < 100:
+            sizes.append(sum(len(datagrams) for datagrams, _ in there.receive()))
+        assert max(sizes) == min(most, 10)
+
+
+def test_datagrams_that_come_singly_are_handed_over_together(make: MakeSocket) -> None:
+    here, there = make(), make()
+    here.gso = False
+    address = ("127.0.0.1", here.port)
+    there._polls_until_probe = 0  # as in a flood
+    assert here.send([b"data"] * 5 + [b"others"] * 3 + [b"", b""], ("127.0.0.1", there.port)) == 10
+    batches = there.receive()
+    assert [(list(datagrams), source) for datagrams, source in batches] == [
+        ([b"data"] * 5, address),
+        ([b"others"] * 3, address),
+        ([b""], address),
+        ([b""], address),
+    ]
+    assert [type(datagrams) for datagrams, _ in batches] == [Segments, Segments, list, list]
+
+
+@given(
+    st.lists(
+        st.tuples(st.binary(max_size=40), st.integers(1, 9), st.sampled_from([("a", 1), ("b", 1)])),
+        min_size=1,
+        max_size=20,
+    ),
+    st.integers(0, 60),
+)
+def test_joined_batches_are_the_same_datagrams(
+    received: list[tuple[bytes, int, Address]], most_joined: int
+) -> None:
+    batches: list[tuple[Sequence[bytes], Address]] = [
+        (Segments(whole, size) if size < len(whole) else [whole], source) for whole, size, source in received
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datagram, "_MOST_JOINED", most_joined)
+        joined = datagram._joined(batches)
+    assert [(one, source) for datagrams, source in joined for one in datagrams] == [
+        (one, source) for datagrams, source in batches for one in datagrams
+    ]
+    for datagrams, _ in joined:
+        is_as_before = any(datagrams is batch for batch, _ in batches)
+        assert is_as_before or sum(map(len, datagrams)) <= most_joined
 
 
 # --- waking and closing ---
