@@ -71,8 +71,8 @@ Batch = Tuple[Sequence[bytes], Address]
 
 MAX_BATCHES_PER_RECEIVE = 16
 MAX_DATAGRAMS_PER_RECEIVE = 160
-"""After so many, a quarter of a megabyte at a usual MTU, no further batch is fetched: when they are opened they
-are still in the processor's cache."""
+"""After so many, a quarter of a megabyte at a usual MTU, no further batch is fetched: when they are opened
+they are still in the processor's cache."""
 BUSY_WAIT = 300e-6
 """Seconds: where datagrams follow ours as fast as this, the next is awaited as long without sleeping."""
 MAX_PREVIOUS = 8

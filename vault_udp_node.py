@@ -312,12 +312,12 @@ class Node(Upkeep):
         key = crypto.bytes_to_b64_str(peer.identity)
         names = [name for name in peer.names if name not in peer.remembered]
         self.events += [Event("met", name, key) for name in names]
-        peer.remembered += names
+        peer.remembered += tuple(names)
 
     def _came_up(self, peer: Peer, now: float) -> None:
         peer.announce_at = NEVER
         peer.probe_at = NEVER
-        peer.rejected.clear()
+        peer.rejected = ()
         self.base.remove(peer.listens_at)
         peer.resize(peer.session.largest_body_size)
         if peer.host is not None and self.table.settled_at(peer.session.endpoint) is None:

@@ -102,7 +102,7 @@ class Peer:
         self.added = False
         self.supplied: bytes | None = None
         """The only identity accepted here: given with the address, or known by the file of known peers."""
-        self.remembered: list[Address] = []
+        self.remembered: tuple[Address, ...] = ()
         """Names under which the identity was told to be remembered."""
         self.identity = b""
         """The identity that this address is pinned to, empty if none."""
@@ -131,7 +131,7 @@ class Peer:
         self.probe_at = NEVER
         """When the next step of a running probe is due."""
         self.probe_pings = 0
-        self.rejected: list[bytes] = []
+        self.rejected: tuple[bytes, ...] = ()
         """Identities refused here, so that each is told once per episode."""
         self.scheduled = NEVER
         """The deadline under which the entry stands in the timer queue."""

@@ -27,8 +27,8 @@ class CounterWindow:
     """Which counters of one direction of one pair have been accepted.
 
     A ring of bits, cleared byte by byte as the highest counter moves ahead. The ring is a little larger than
-    the window, so what is cleared in advance always lies outside the window. It is made at the first use: an
-    idle session costs nothing.
+    the window, so what is cleared in advance always lies outside the window. It grows with the counters until
+    it comes round for the first time: an idle session needs a few bytes of it.
     """
 
     __slots__ = ("_ring", "highest")
@@ -39,9 +39,9 @@ class CounterWindow:
 
     def accept_next(self, count: int) -> None:
         """`accept` the `count` counters that follow the highest, a byte of the ring at a time."""
-        if not self._ring:
-            self._ring = bytearray(_RING_BYTES)
         ring, counter, end = self._ring, self.highest + 1, self.highest + 1 + count
+        if len(ring) < _RING_BYTES:
+            ring = self._ring_up_to((end - 1) >> 3)
         while counter < end:
             shift = counter & 7
             bits = min(8 - shift, end - counter)
@@ -59,9 +59,9 @@ class CounterWindow:
             ring[(counter >> 3) % _RING_BYTES] |= 1 << (counter & 7)
             return True
         if counter > highest:
-            if not ring:
-                ring = self._ring = bytearray(_RING_BYTES)
             first, last = (highest >> 3) + 1, counter >> 3
+            if len(ring) < _RING_BYTES:
+                ring = self._ring_up_to(last)
             if last >= first:
                 if last - first >= _RING_BYTES:
                     first = last - _RING_BYTES + 1
@@ -75,6 +75,13 @@ class CounterWindow:
             return False
         ring[index] |= bit
         return True
+
+    def _ring_up_to(self, last: int) -> bytearray:
+        # As long as the ring is not whole, none has come round, so what is there stays where it is.
+        size = len(self._ring)
+        if last >= size:
+            self._ring = self._ring + bytes(min(max(last + 1, 2 * size), _RING_BYTES) - size)
+        return self._ring
 
 
 class NonceCache:

@@ -132,9 +132,9 @@ class Session(Channel):
         self.epoch = -1
         self.flags = 0
         self.peer_nonce = b""
-        self._superseded: list[bytes] = []
+        self._superseded: tuple[bytes, ...] = ()
         """Session keys that this identity has replaced: it never goes back to them."""
-        self._left: list[bytes] = []
+        self._left: tuple[bytes, ...] = ()
         """Those with which sessions ended: it may come back with one, but not while another session is up."""
         self.last_opened = -NEVER
         self._tags = tags
@@ -144,7 +144,7 @@ class Session(Channel):
         self._pings_unanswered = 0
         self._rekey_at = NEVER
         self._rekeys = 0
-        self._move_pings: list[float] = []
+        self._move_pings: tuple[float, ...] = ()
         """When to ping because we have moved, the next one last."""
         self._may_take_key_at = -NEVER
         self._may_ping_at = -NEVER
@@ -178,8 +178,7 @@ class Session(Channel):
         if hello.sign != self.sign:
             self.close()
             self.sign = hello.sign
-            self._superseded.clear()
-            self._left.clear()
+            self._superseded = self._left = ()
         if hello.enc in self._superseded:
             raise PacketError("stale_hello")  # recorded before a rotation
         if hello.enc != self.enc and self.send is not None:
@@ -207,7 +206,7 @@ class Session(Channel):
 
     def _take_key(self, hello: Hello) -> None:
         if hello.enc != self.enc and self.enc:
-            self._superseded = [*self._superseded[1 - MAX_SUPERSEDED :], self.enc]
+            self._superseded = (*self._superseded[1 - MAX_SUPERSEDED :], self.enc)
         self.enc, self.epoch, self.flags = hello.enc, hello.epoch, hello.flags
 
     def _pair_with(self, mine: SessionKey, theirs: bytes, order: int, from_hello: bool = False) -> Pair:
@@ -256,7 +255,7 @@ class Session(Channel):
         self.epoch, self.lost = -1, False
         self._offset_error = NEVER
         self._pings.clear()
-        self._move_pings = []
+        self._move_pings = ()
         self._suspect_at = self._acknowledge_at = self._rekey_at = NEVER
         self._pings_unanswered = 0
 
@@ -274,7 +273,7 @@ class Session(Channel):
 
     def _leave_key(self) -> None:
         if self.enc:
-            self._left = [*self._left[1 - MAX_SUPERSEDED :], self.enc]
+            self._left = (*self._left[1 - MAX_SUPERSEDED :], self.enc)
         self.enc, self.peer_nonce = b"", b""
 
     def _rekey(self, now: float) -> None:
@@ -312,7 +311,7 @@ class Session(Channel):
                 if pair.theirs != self.enc:
                     # A hello that came meanwhile was a recorded one: it is this key that somebody has now.
                     superseded = [key for key in self._superseded if key != pair.theirs]
-                    self._superseded = [*superseded[1 - MAX_SUPERSEDED :], self.enc]
+                    self._superseded = (*superseded[1 - MAX_SUPERSEDED :], self.enc)
                     self.enc, self.epoch, pair.outdated = pair.theirs, -1, False
                 pair.order, pair.from_hello = pair.mine.epoch + self.epoch, False
                 # What has not opened, or is of another key of the peer's, is of a process that may be gone:
@@ -428,7 +427,7 @@ class Session(Channel):
     def moved(self, now: float) -> None:
         """We send from another address now: ping until the peer must have noticed, whatever else opens."""
         if self.send is not None:
-            self._move_pings = [now + delay for delay in reversed(MOVE_PINGS)]
+            self._move_pings = tuple(now + delay for delay in reversed(MOVE_PINGS))
 
     def note_data(self, now: float) -> None:
         """User data has arrived: if nothing goes back within 2 s, say so."""
@@ -490,7 +489,7 @@ class Session(Channel):
         if self._path is not None and self._path.due_at <= now:
             self._run_path(self._path, now)
         if self._move_pings and self._move_pings[-1] <= now:
-            self._move_pings.pop()
+            self._move_pings = self._move_pings[:-1]
             self.ping(now)
         if self._acknowledge_at <= now or self._keepalive_at <= now:
             self._acknowledge_at = NEVER

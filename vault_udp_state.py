@@ -351,7 +351,7 @@ class NodeState:
             )
         is_news = sign not in peer.rejected and len(peer.rejected) < MAX_REJECTED
         if is_news and (echoed or not peer.rejected):
-            peer.rejected.append(sign)
+            peer.rejected += (sign,)
             self.events.append(Event("rejected", peer.name, crypto.bytes_to_b64_str(sign)))
         raise PacketError("identity_refused")
 

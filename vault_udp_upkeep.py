@@ -206,7 +206,7 @@ class Upkeep(NodeState):
             del self.retired[tag]
         for index, peer in enumerate(self.table.all()):
             if len(peer.rejected) >= MAX_REJECTED:
-                peer.rejected.clear()  # so many are told between two rotations, however many come
+                peer.rejected = ()  # so many are told between two rotations, however many come
             had_pairs, was_up = bool(peer.session.pairs), peer.session.up
             peer.session.after_rotation(now + index // REKEYS_AT_ONCE * REKEYS_AT_ONCE / REKEYS_PER_SECOND)
             if was_up and not peer.session.up:

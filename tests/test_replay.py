@@ -55,9 +55,26 @@ def test_exactly_the_window_is_open_behind_the_highest(start: int) -> None:
     assert not any(window.accept(counter) for counter in range(start, highest + 1))
 
 
-def test_the_window_is_at_least_8192_and_costs_nothing_unused() -> None:
+def test_the_window_is_at_least_8192_and_costs_what_is_used() -> None:
     assert WINDOW_SIZE >= 8192
-    assert len(CounterWindow()._ring) == 0
+    window = CounterWindow()
+    assert len(window._ring) == 0
+    for counter in range(100):
+        assert window.accept(counter)
+        assert len(window._ring) <= 2 * (counter // 8 + 1)
+    window.accept_next(28)
+    assert len(window._ring) == 16
+
+
+@pytest.mark.parametrize("step", [1, 3, 8, 17])
+def test_a_window_that_grows_forgets_nothing(step: int) -> None:
+    window = CounterWindow()
+    for counter in range(0, 20_000, step):
+        assert window.accept(counter)
+        assert not window.accept(counter)
+    highest = window.highest
+    for counter in range(max(0, highest - WINDOW_SIZE + 1), highest + 1):
+        assert window.accept(counter) == (counter % step != 0)
 
 
 MESSAGES = st.lists(st.tuples(st.integers(0, 15), st.integers(0, 9)), max_size=60)
