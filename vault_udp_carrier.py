@@ -336,18 +336,20 @@ class Carrier:
                 node.receive(received, source, now)
                 taken += 1
             effects = self._take_effects_locked()
-            self._share_deadlines_locked(now, bool(effects.deliveries or self._for_callbacks))
+            calls_back = effects.deliveries or self._for_callbacks or not batches  # for a slot at last, maybe
+            self._share_deadlines_locked(now, has_time=not calls_back and len(effects.outgoing) < 2)
             sending = self._datagrams  # another one if a callback or another thread has changed the port
         self._carry_out(effects, sending)
         self._call_back(effects.deliveries)
         return batches[taken:]
 
-    def _share_deadlines_locked(self, now: float, calls_back: bool) -> None:
+    def _share_deadlines_locked(self, now: float, has_time: bool) -> None:
         """See to it that somebody looks when the node's next deadline has come."""
         # Who waits for datagrams can wait for a deadline, too, which the next datagram mostly makes needless;
-        # to wake the send thread costs more. But callbacks may take long, and in a flood nobody waits.
+        # to wake the send thread costs more. But in a flood nobody waits, nor while callbacks run or many
+        # datagrams are sent.
         deadline = self._node.deadline()
-        if calls_back or deadline <= now or self._node.flushable:
+        if not has_time or deadline <= now or self._node.flushable:
             self._receiver_looks_at = NEVER
             self._wake_sender_locked()
         else:

@@ -28,6 +28,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_packet import PacketError, TooLargeError
     from vault_udp_path import NEVER, body_size_within
     from vault_udp_peer import Peer
+    from vault_udp_rate_limit import RateLimiter
     from vault_udp_segments import Segments
     from vault_udp_session import ACKNOWLEDGE_AFTER, SILENCE_BEFORE_PING, Session
     from vault_udp_state import Event
@@ -45,6 +46,7 @@ else:
     from .vault_udp_packet import PacketError, TooLargeError
     from .vault_udp_path import NEVER, body_size_within
     from .vault_udp_peer import Peer
+    from .vault_udp_rate_limit import RateLimiter
     from .vault_udp_segments import Segments
     from .vault_udp_session import ACKNOWLEDGE_AFTER, SILENCE_BEFORE_PING, Session
     from .vault_udp_state import Event
@@ -285,10 +287,7 @@ class Node(Upkeep):
 
     def _deliver(self, peer: Peer, messages: Sequence[bytes], now: float) -> None:
         if self.rate_limiter is not None:
-            # Kept with the peer, and not looked up by its name, which costs most where there are many peers.
-            if peer.allowance is None:
-                peer.allowance = self.rate_limiter.take(peer.name, now)
-            allowed = self.rate_limiter.charge(peer.allowance, len(messages), now)
+            allowed = self._charge(self.rate_limiter, peer, len(messages), now)
             if allowed < len(messages):
                 self.count_drop("rate_limited", peer.name, now, len(messages) - allowed, peer)
                 messages = messages[:allowed]
@@ -296,6 +295,14 @@ class Node(Upkeep):
         peer.received += len(messages)
         if messages:
             self.deliveries.append((peer.name, messages))
+
+    def _charge(self, limiter: RateLimiter, peer: Peer, count: int, now: float) -> int:
+        if not peer.names:
+            return limiter.allow(peer.name, count, now)  # it has said goodbye behind these messages
+        # Kept with the peer, and not looked up by its name, which costs most where there are many peers.
+        if peer.allowance is None:
+            peer.allowance = limiter.take(peer.name, now)
+        return limiter.charge(peer.allowance, count, now)
 
     def _merged(self, peer: Peer, name: Address | None, now: float) -> None:
         """An added entry, of that name, has turned out to be this peer, which was known already."""

@@ -79,6 +79,7 @@ class RateLimiter:
     def put_back(self, key: Hashable, bucket: Bucket) -> None:
         """Keep the bucket of `key` here."""
         self._buckets[key] = bucket
+        self._buckets.move_to_end(key)
         if len(self._buckets) > MAX_TRACKED:
             self._buckets.popitem(last=False)
 

@@ -54,6 +54,8 @@ MAX_REJECTED = 8
 PROBE_PINGS = 16
 PROBE_INTERVAL = 0.2
 """Seconds between them. With 30 % loss each way, a live peer answers none once in 50,000 times."""
+MAX_STALE_TIMERS = 64
+"""Beside two for each peer, that nobody needs any more and that have not come round yet."""
 LOG_INTERVAL = 60.0
 RESOLVE_FIRST = 1.0
 """Seconds for which a host whose peer is gone is not looked for at its old addresses: it may have moved."""
@@ -415,6 +417,14 @@ class NodeState:
         if deadline < peer.scheduled and peer.names:
             peer.scheduled = deadline
             heapq.heappush(self.timers, (deadline, next(self.sequence), peer))
+            if len(self.timers) > 2 * len(self.table.by_name) + MAX_STALE_TIMERS:
+                self._drop_stale_timers()
+
+    def _drop_stale_timers(self) -> None:
+        # Each peer has one that holds; others were overtaken by an earlier one, or by an answer.
+        holding = {entry[2]: entry for entry in self.timers if entry[0] == entry[2].scheduled}
+        self.timers[:] = [entry for peer, entry in holding.items() if peer.names]
+        heapq.heapify(self.timers)
 
     def deadline_of(self, peer: Peer) -> float:
         """When the first of the peer's timers is due."""

@@ -21,10 +21,13 @@ import vault_udp_packet as packet
 import vault_udp_peer
 import vault_udp_replay
 import vault_udp_socket_helper as crypto
+import vault_udp_state
 from vault_udp_encryption import VaultAsymmetricEncryption
 from vault_udp_keys import NO_KEY, Hello, read_hello_untrusted
+from vault_udp_layout import make_bodies
 from vault_udp_packet import PacketError
 from vault_udp_replay import NonceCaches
+from vault_udp_segments import Segments
 from vault_udp_socket import UDPSocketClass
 
 A, B, EVIL = ("10.0.0.1", 1000), ("10.0.0.2", 1000), ("10.6.6.6", 666)
@@ -402,6 +405,47 @@ def test_a_goodbye_does_not_renew_an_allowance() -> None:
         net.run(0.01)
         client.restart(A)
     assert len(server.messages_from(B)) < 20
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_goodbye_right_behind_messages_does_not_renew_an_allowance(together: bool) -> None:
+    net = FakeNet(delay=0.001)
+    server, client = net.node(A, rate_limit=10), net.node(B, A)
+    for _ in range(5):
+        assert net.run_until(lambda: client.is_ready(A))
+        session = client.peer(A).session
+        bodies = [
+            *make_bodies([b"text"] * 10, session.body_size, False),
+            packet.make_control_body(packet.write_json({"type": "bye"}), session.body_size),
+        ]
+        datagrams = session.seal(bodies, client.now)
+        whole = Segments(b"".join(datagrams), len(datagrams[0]))
+        with server._acting():
+            for batch in [whole] if together else [[datagram] for datagram in datagrams]:
+                server.node.receive(batch, B, server.now)
+        client.kill()
+        client.restart(A)
+    assert server.node.counters["goodbyes"] == 5
+    assert len(server.messages_from(B)) < 20
+
+
+def test_a_peer_that_keeps_us_changing_timers_fills_no_memory() -> None:
+    """Data makes an acknowledgement due soon, a ping's answer is one: what is next is far away again."""
+    net = FakeNet()
+    server, client = net.node(A), net.node(B, A)
+    assert net.run_until(lambda: both_ready(client, server))
+    net.run(1)
+    server.node.local.keepalive = 3600.0
+    session, now = client.peer(A).session, server.now
+    for number in range(1000):
+        session.ping(client.now)
+        ((_, ping),) = client.node.outgoing
+        client.node.outgoing.clear()
+        for datagram in (session.seal([make_bodies([b"x"], 1000, False)[0]], client.now)[0], ping):
+            server.node.receive([datagram], B, now + number * 1e-3)
+        server.node.outgoing.clear()
+    assert server.node.counters["received"] == 1000
+    assert len(server.node.timers) <= 2 * 1 + vault_udp_state.MAX_STALE_TIMERS
 
 
 def test_base_peers_that_come_and_go_do_not_make_us_rotate(monkeypatch: pytest.MonkeyPatch) -> None:

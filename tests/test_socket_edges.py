@@ -241,18 +241,40 @@ def test_the_receive_thread_keeps_watch_while_it_has_nobody_to_call(monkeypatch:
         assert looked_at[0] >= began + retry_delay(0), "not for the datagram, but for the deadline"
 
 
-@pytest.mark.parametrize(("calls_back", "in_seconds"), [(True, 60.0), (False, -0.001)])
+@pytest.mark.parametrize(("has_time", "in_seconds"), [(False, 60.0), (True, -0.001)])
 def test_the_send_thread_keeps_watch_while_the_receive_thread_may_not_have_time(
-    calls_back: bool, in_seconds: float, monkeypatch: pytest.MonkeyPatch
+    has_time: bool, in_seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with UDPSocketClass(0) as sock, sock._lock, monkeypatch.context() as patch:
         told: list[bool] = []
         patch.setattr(sock._work, "notify", lambda: told.append(True))
         now = time.monotonic()
         sock._sleeps_until, sock._node.rotate_at = now + 120, now + in_seconds
-        sock._share_deadlines_locked(now, calls_back)
+        sock._share_deadlines_locked(now, has_time)
         assert told
         assert sock._receiver_looks_at == math.inf
+
+
+@pytest.mark.parametrize("busy_with", ["a message", "an event", "a slot at last", "many sends", "nothing"])
+def test_what_the_receive_thread_may_be_busy_with(busy_with: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = ("192.0.2.1", 9)
+    with UDPSocketClass(0) as sock, sock._lock, monkeypatch.context() as patch:
+        asked: list[bool] = []
+
+        def receive(*_: object) -> None:
+            node = sock._node
+            if busy_with == "a message":
+                node.deliveries.append((source, [b"text"]))
+            elif busy_with == "an event":
+                node.events.append(Event("ready", source))
+            elif busy_with == "many sends":
+                node.outgoing += [(source, b"1"), (source, b"2")]
+
+        patch.setattr(sock, "_share_deadlines_locked", lambda _, has_time: asked.append(has_time))
+        patch.setattr(sock, "_carry_out", lambda *_: None)
+        patch.setattr(sock._node, "receive", receive)
+        sock._take_in([] if busy_with == "a slot at last" else [([b"datagram"], source)])
+        assert asked == [busy_with == "nothing"]
 
 
 def test_events_are_told_in_the_order_in_which_they_came_to_be() -> None:
