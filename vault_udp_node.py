@@ -215,7 +215,8 @@ class Node(Upkeep):
         messages: list[bytes] = []
         earliest, latest = session.fresh_timestamps(now, encryption_module.MAX_MESSAGE_AGE_SECONDS)
         newest, heard = pair.window.highest, False
-        was_up = only_data = session.up
+        was_up = session.up
+        only_data = was_up and pair.opened  # else there may be more to do, and at once
         count, tag = len(datagrams), pair.open_tag
         segments = datagrams if datagrams.__class__ is Segments else None
         layout, is_usual = pair.layout, True

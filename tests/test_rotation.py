@@ -228,6 +228,7 @@ def test_data_that_opens_a_new_pair_is_confirmed() -> None:
     (datagram,) = new_at_bob.seal(body, bob.node.local.session_time(net.now))
     alice.node.receive((datagram,), B, net.now)
     assert new_at_alice.opened
+    assert alice.node.deadline() <= net.now, "it is answered at once"
     sent = alice.node.outgoing[:]
     alice.node.run_timers(net.now)
     answers = [answer for _, answer in alice.node.outgoing if answer not in [old for _, old in sent]]
