@@ -225,14 +225,15 @@ def test_data_that_opens_a_new_pair_is_confirmed() -> None:
     net.run_until(lambda: len(alice.peer(B).session.pairs) == 2)
     new_at_alice = next(pair for pair in alice.peer(B).session.pairs if not pair.opened)
     body = make_bodies((b"first",), bob.peer(A).session.body_size, False)
-    (datagram,) = new_at_bob.seal(body, bob.node.local.session_time(net.now))
-    alice.node.receive((datagram,), B, net.now)
+    (datagram,) = new_at_bob.seal(body, bob.node.local.session_time(bob.now))
+    alice.node.receive((datagram,), B, alice.now)
     assert new_at_alice.opened
-    assert alice.node.deadline() <= net.now, "it is answered at once"
+    assert alice.node.deliveries == [(B, [b"first"])]
+    assert alice.node.deadline() <= alice.now, "it is answered at once"
     sent = alice.node.outgoing[:]
-    alice.node.run_timers(net.now)
+    alice.node.run_timers(alice.now)
     answers = [answer for _, answer in alice.node.outgoing if answer not in [old for _, old in sent]]
-    bob.node.receive(answers, A, net.now)
+    bob.node.receive(answers, A, bob.now)
     assert new_at_bob.opened
 
 
