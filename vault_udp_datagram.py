@@ -257,7 +257,7 @@ class DatagramSocket:
             self._polls_between_probes = min(2 * self._polls_between_probes, _MAX_POLLS_BETWEEN_PROBES)
             self._polls_until_probe = self._polls_between_probes
         while True:
-            woken = self._wait_readable(_seconds_until(until))
+            woken = self._wait_readable(None if until == inf else _seconds_until(until))
             if self._closed:
                 raise SocketClosed
             if woken:
@@ -274,7 +274,7 @@ class DatagramSocket:
                 return batches
             if self._errors_in_a_row > _ERRORS_WITHOUT_PAUSE:
                 self._wait_woken(_PAUSE_AFTER_ERRORS)
-            if _seconds_until(until) == 0:
+            if time.monotonic() >= until:
                 return []
 
     def _fetch_soon(self) -> list[Batch]:
@@ -595,8 +595,8 @@ def _joined(batches: Sequence[Batch]) -> list[Batch]:
     ]
 
 
-def _seconds_until(when: float) -> float | None:
-    return None if when == inf else min(max(0.0, when - time.monotonic()), _LONGEST_WAIT)
+def _seconds_until(when: float) -> float:
+    return min(max(0.0, when - time.monotonic()), _LONGEST_WAIT)
 
 
 def _readable_waiter(*sockets: socket.socket) -> Callable[[float | None], bool]:
