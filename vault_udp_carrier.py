@@ -30,7 +30,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_encryption import VaultAsymmetricEncryption
     from vault_udp_errors import StoppedError
     from vault_udp_layout import MESSAGE_OVERHEAD
-    from vault_udp_node import Event, Node
+    from vault_udp_node import UNPACKED_PER_ROUND, Event, Node
     from vault_udp_path import NEVER
     from vault_udp_peer import Peer
     from vault_udp_resolver import Resolver
@@ -40,7 +40,7 @@ else:
     from .vault_udp_encryption import VaultAsymmetricEncryption
     from .vault_udp_errors import StoppedError
     from .vault_udp_layout import MESSAGE_OVERHEAD
-    from .vault_udp_node import Event, Node
+    from .vault_udp_node import UNPACKED_PER_ROUND, Event, Node
     from .vault_udp_path import NEVER
     from .vault_udp_peer import Peer
     from .vault_udp_resolver import Resolver
@@ -59,8 +59,6 @@ LANES_SIZE = 65536
 """The same for all peers together, if many have messages waiting."""
 BYTES_PER_ROUND = 131072
 """About as many bytes of one peer's messages does the send thread seal in one go."""
-UNPACKED_PER_ROUND = 1 << 20
-"""Bytes of compressed messages after which no further batch is looked at before these have been delivered."""
 TIMEOUT_AT_EXIT = 1.0
 """Seconds that callbacks may hold up the end of a program that has not called `stop`."""
 BURST_GAP = 15e-6
@@ -159,7 +157,12 @@ class Carrier:
         raise NotImplementedError
 
     def _deliver_all(self, deliveries: Sequence[tuple[Address, Sequence[bytes]]]) -> None:
-        """Pass messages on; in the receive thread, without the lock."""
+        """Pass messages on, also what was kept; in the receive thread, without the lock."""
+        raise NotImplementedError
+
+    @property
+    def _keeps_messages(self) -> bool:
+        """Whether `_deliver_all` has kept messages for a slot; in the receive thread."""
         raise NotImplementedError
 
     # ---------------------------------------------------------------------------------------- the way out
@@ -328,20 +331,22 @@ class Carrier:
 
     def _take_in(self, batches: Sequence[Batch]) -> Sequence[Batch]:
         """Let the node decide about what has come, and call back; returns what is to be left until then."""
-        node, now, taken = self._node, time.monotonic(), 0
+        node, now = self._node, time.monotonic()
+        left, unpacked = list(batches), 0
         with self._lock:
-            node.unpacked = 0
-            while taken < len(batches) and node.unpacked < UNPACKED_PER_ROUND:
-                received, source = batches[taken]
-                node.receive(received, source, now)
-                taken += 1
+            while left and unpacked < UNPACKED_PER_ROUND:
+                received, source = left.pop(0)
+                decided = node.receive(received, source, now)
+                unpacked += node.unpacked
+                if decided < len(received):
+                    left.insert(0, (received[decided:], source))
             effects = self._take_effects_locked()
-            calls_back = effects.deliveries or self._for_callbacks or not batches  # for a slot at last, maybe
+            calls_back = effects.deliveries or self._for_callbacks or self._keeps_messages
             self._share_deadlines_locked(now, has_time=not calls_back and len(effects.outgoing) < 2)
             sending = self._datagrams  # another one if a callback or another thread has changed the port
         self._carry_out(effects, sending)
         self._call_back(effects.deliveries)
-        return batches[taken:]
+        return left
 
     def _share_deadlines_locked(self, now: float, has_time: bool) -> None:
         """See to it that somebody looks when the node's next deadline has come."""

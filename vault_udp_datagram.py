@@ -573,7 +573,7 @@ def _end_of_run(lengths: Sequence[int], start: int) -> int:
 
 
 def _joined(batches: Sequence[Batch]) -> list[Batch]:
-    """The same datagrams; small batches in a row that the kernel could have handed over as one are one.
+    """The same datagrams; small batches in a row, of one source and of one length, are one.
 
     What is done once for each batch costs more than to copy so few bytes.
     """

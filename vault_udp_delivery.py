@@ -83,6 +83,11 @@ class Delivery:
         """Whether messages are kept until a slot is there to be called."""
         return self._early is not None
 
+    @property
+    def keeps_messages(self) -> bool:
+        """Whether messages are kept now; for the thread that calls `deliver_all`."""
+        return bool(self._early)
+
     def _count_undelivered(self, reason: str, address: Address) -> None:
         with self._lock:
             self._node.count_undelivered(reason, address)

@@ -55,6 +55,9 @@ else:
 
 __all__ = ["Event", "Node"]
 
+UNPACKED_PER_ROUND = 1 << 20
+"""Bytes of compressed messages after which no more are unpacked before these have been delivered."""
+
 
 def _nobody_known(address: Address) -> bytes | None:
     return None
@@ -109,7 +112,7 @@ class Node(Upkeep):
         )
         self.closed = False
         self.unpacked = 0
-        """Bytes of messages that may be far longer than their datagrams; the caller sets it back."""
+        """Bytes of messages that may be far longer than their datagrams, of the last call of `receive`."""
         self._remember_peers = remember_peers
         if keepalive is not None:
             self.local.keepalive = keepalive
@@ -170,17 +173,22 @@ class Node(Upkeep):
             self.table.forget(peer)
         return True
 
-    def receive(self, datagrams: Sequence[bytes], source: Address, now: float) -> None:
-        """Decide about datagrams that arrived from `source`."""
+    def receive(self, datagrams: Sequence[bytes], source: Address, now: float) -> int:
+        """Decide about datagrams that arrived from `source`.
+
+        Returns:
+            About how many: what is left when so many have unpacked to `UNPACKED_PER_ROUND` bytes is to be
+            handed over again.
+        """
+        index, count, self.unpacked = 0, len(datagrams), 0
         if self.closed:
-            return
-        index, count = 0, len(datagrams)
-        self.counters["datagrams_received"] += count
+            return count
         if not source[1]:
             # Nobody sends from there but who forges, and nothing can be sent there.
+            self.counters["datagrams_received"] += count
             self.count_drop("no_source_port", source, now, count)
-            return
-        while index < count:
+            return count
+        while index < count and self.unpacked < UNPACKED_PER_ROUND:
             datagram = datagrams[index]
             pair = self.tags.get(datagram[:TAG_SIZE])
             if pair is not None:
@@ -194,6 +202,8 @@ class Node(Upkeep):
                 self._receive_untagged(datagram, source, now)
             except PacketError as error:
                 self.count_drop(error.reason, source, now)
+        self.counters["datagrams_received"] += index
+        return index
 
     def _receive_sealed(
         self,
@@ -220,7 +230,7 @@ class Node(Upkeep):
         count, tag = len(datagrams), pair.open_tag
         segments = datagrams if datagrams.__class__ is Segments else None
         layout, is_usual = pair.layout, True
-        while index < count:
+        while index < count and self.unpacked < UNPACKED_PER_ROUND:
             if segments is not None and was_up and is_usual:
                 # As most of them are: opened and read without looking at each.
                 following = pair.open_usual(segments, index, layout, earliest, latest, messages)

@@ -35,7 +35,9 @@ class Segments(Sequence[bytes]):
                 return [self[position] for position in positions]
             part = memoryview(self.whole)[positions.start * self.size : positions.stop * self.size]
             return Segments(part, self.size)
-        start = range(len(self))[index] * self.size
+        start = index * self.size
+        if not 0 <= start < len(self.whole):
+            start = range(len(self))[index] * self.size
         return bytes(self.whole[start : start + self.size])
 
     def lengths(self) -> list[int]:

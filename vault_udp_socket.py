@@ -473,6 +473,10 @@ class UDPSocketClass(Carrier):
     def _deliver_all(self, deliveries: Sequence[tuple[Address, Sequence[bytes]]]) -> None:
         self._delivery.deliver_all(deliveries)
 
+    @property
+    def _keeps_messages(self) -> bool:
+        return self._delivery.keeps_messages
+
     def _slot_connected(self) -> None:
         if self._delivery.waits_for_slot:
             self._datagrams.wake()

@@ -244,7 +244,7 @@ class End:
         return hashlib.blake2b(text, digest_size=16, key=self.nonce_secret, person=b"py-vault-udp/2").digest()
 
 
-def send(address: Address, *messages: bytes) -> Callable[[Node, float], None]:
+def send(address: Address, *messages: bytes) -> Callable[[Node, float], object]:
     """What a program does that sends messages."""
 
     def action(node: Node, now: float) -> None:
@@ -308,7 +308,7 @@ def _case(time: float, name: str, **more: Any) -> Case:
     return {"time": round(time, 6), "at": name, **more}
 
 
-def arrive(datagram: bytes, source: Address) -> Callable[[Node, float], None]:
+def arrive(datagram: bytes, source: Address) -> Callable[[Node, float], object]:
     return lambda node, now: node.receive([datagram], source, now)
 
 

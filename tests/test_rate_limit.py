@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vault_udp_rate_limit
-from vault_udp_rate_limit import RateLimiter
+from vault_udp_rate_limit import Bucket, RateLimiter
 
 
 def test_a_burst_of_one_second_passes_and_then_the_rate() -> None:
@@ -86,9 +86,10 @@ def test_a_bucket_may_be_kept_elsewhere_and_comes_back_as_it_is() -> None:
 def test_no_more_buckets_are_put_back_than_others_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vault_udp_rate_limit, "MAX_TRACKED", 3)
     limiter = RateLimiter(1)
-    for key in "abcd":
-        limiter.put_back(key, limiter.take(key, 0.0))
+    for key in "abcabd":
+        limiter.put_back(key, Bucket(0.0, 0.0))
     assert len(limiter) == 3
+    assert [limiter.allow(key, 1, now=0.0) for key in "abd"] == [0, 0, 0], "the last that were put back"
 
 
 @pytest.mark.parametrize("rate", [0, -1, float("nan"), True, "10", None])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
 import os
 import struct
@@ -22,6 +23,7 @@ import vault_udp_peer
 import vault_udp_replay
 import vault_udp_socket_helper as crypto
 import vault_udp_state
+from vault_udp_datagram import Batch
 from vault_udp_encryption import VaultAsymmetricEncryption
 from vault_udp_keys import NO_KEY, Hello, read_hello_untrusted
 from vault_udp_layout import make_bodies
@@ -198,8 +200,9 @@ def test_early_messages_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) ->
         eventually(lambda: got == [b"5", b"6", b"7"], "the newest are kept")
 
 
-def test_what_unpacks_large_is_delivered_before_more_is_unpacked() -> None:
-    """Four batches in one round of the receive thread: the first fills the round."""
+@pytest.mark.parametrize("together", [True, False])
+def test_what_unpacks_large_is_delivered_before_more_is_unpacked(together: bool) -> None:
+    """Four datagrams in one round of the receive thread: the first fills the round."""
     frame = packet.compress_frame(bytes(1 << 20), 1300)
     with UDPSocketClass(0, None) as receiver, UDPSocketClass(0) as sender:
         held: list[int] = []
@@ -209,9 +212,14 @@ def test_what_unpacks_large_is_delivered_before_more_is_unpacked() -> None:
         with sender._lock:
             _, datagrams = sender._node.seal_messages(peer, [frame] * 4, time.monotonic())
         source = ("127.0.0.1", sender.recv_port)
-        left = receiver._take_in([([datagram], source) for datagram in datagrams])
-        assert len(left) == 3
-        assert len(held) == 1
+        batches: list[Batch] = [([datagram], source) for datagram in datagrams]
+        if together:
+            batches = [(Segments(b"".join(datagrams), len(datagrams[0])), source)]
+        for count in range(1, 5):
+            batches = list(receiver._take_in(batches))
+            assert sum(len(received) for received, _ in batches) == 4 - count
+            assert len(held) == count
+        assert receiver.get_stats()["counters"]["received"] == 4
 
 
 def test_nonces_are_bounded_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -446,6 +454,19 @@ def test_a_peer_that_keeps_us_changing_timers_fills_no_memory() -> None:
         server.node.outgoing.clear()
     assert server.node.counters["received"] == 1000
     assert len(server.node.timers) <= 2 * 1 + vault_udp_state.MAX_STALE_TIMERS
+
+
+def test_what_nobody_needs_leaves_the_queue_of_timers_and_the_rest_stays_in_order() -> None:
+    net = FakeNet()
+    node = net.node(A).node
+    peers = [node.new_peer((f"10.2.0.{number}", 9)) for number in range(40)]
+    for number in range(1000):
+        node.look_at(peers[number * 7 % 40], 5000.0 - number)
+    for peer in peers[:20]:
+        node.table.forget(peer)
+    node._drop_stale_timers()
+    assert sorted(due for due, _, _ in node.timers) == sorted(peer.scheduled for peer in peers[20:])
+    assert [heapq.heappop(node.timers)[0] for _ in range(20)] == sorted(peer.scheduled for peer in peers[20:])
 
 
 def test_base_peers_that_come_and_go_do_not_make_us_rotate(monkeypatch: pytest.MonkeyPatch) -> None:

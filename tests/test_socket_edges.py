@@ -102,11 +102,11 @@ def test_stop_that_gives_up_on_a_thread_breaks_nothing_in_it(monkeypatch: pytest
     with pair() as (a, _), plain_socket() as outsider:
         real = Node.receive
 
-        def slow(self: Node, *args: Any) -> None:
+        def slow(self: Node, *args: Any) -> int:
             if threading.current_thread() is a._receiver:
                 entered.set()
                 go_on.wait(PATIENCE)
-            real(self, *args)
+            return real(self, *args)
 
         monkeypatch.setattr(Node, "receive", slow)
         outsider.sendto(b"\x01" * 1357, address_of(a))
@@ -260,13 +260,13 @@ def test_the_send_thread_keeps_watch_while_the_receive_thread_may_not_have_time(
         assert sock._receiver_looks_at == math.inf
 
 
-@pytest.mark.parametrize("busy_with", ["a message", "an event", "a slot at last", "many sends", "nothing"])
+@pytest.mark.parametrize("busy_with", ["a message", "an event", "kept messages", "many sends", "nothing"])
 def test_what_the_receive_thread_may_be_busy_with(busy_with: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = ("192.0.2.1", 9)
     with UDPSocketClass(0) as sock, sock._lock, monkeypatch.context() as patch:
         asked: list[bool] = []
 
-        def receive(*_: object) -> None:
+        def receive(*_: object) -> int:
             node = sock._node
             if busy_with == "a message":
                 node.deliveries.append((source, [b"text"]))
@@ -274,11 +274,14 @@ def test_what_the_receive_thread_may_be_busy_with(busy_with: str, monkeypatch: p
                 node.events.append(Event("ready", source))
             elif busy_with == "many sends":
                 node.outgoing += [(source, b"1"), (source, b"2")]
+            return 1
 
         patch.setattr(sock, "_share_deadlines_locked", lambda _, has_time: asked.append(has_time))
         patch.setattr(sock, "_carry_out", lambda *_: None)
         patch.setattr(sock._node, "receive", receive)
-        sock._take_in([] if busy_with == "a slot at last" else [([b"datagram"], source)])
+        if busy_with == "kept messages":
+            sock._deliver_all([(source, [b"text"])])
+        sock._take_in([([b"datagram"], source)])
         assert asked == [busy_with == "nothing"]
 
 
