@@ -25,6 +25,7 @@ else:
     from . import vault_udp_packet as packet
     from .vault_udp_packet import BODY_HEAD, EMPTY_BIN, FRAME_START, MAX_MESSAGES_PER_BODY, CompressedFrame
 
+_STORED_HEAD = BODY_HEAD + b"\xc5"
 _COALESCED_HEAD = b"\x85\xa1v\x02\xa1p\xc4\x00\xa1c\xc4\x00\xa1m"
 COALESCED_OVERHEAD = len(_COALESCED_HEAD) + 3 + len(packet.PADDING_KEY) + 2
 """Bytes of a coalesced body that are neither messages nor padding."""
@@ -129,7 +130,7 @@ def _layout(head: bytes, header: bytes, count: int, message_size: int, tail: byt
 
 def _likely_layout(body: bytes) -> Layout | None:
     """The one such layout that this body may have; None if it can have none."""
-    if body.startswith(BODY_HEAD):
+    if body.startswith(_STORED_HEAD):
         # By the length of its payload.
         frame_size = int.from_bytes(body[FRAME_START - 2 : FRAME_START], "big")
         message_size = frame_size - (9 if frame_size < 265 else 10)
