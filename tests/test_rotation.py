@@ -7,6 +7,7 @@ import pytest
 from fakenet import FakeNet, Host, both_ready
 
 from vault_udp_layout import make_bodies
+from vault_udp_session import MOVE_PINGS
 
 A, B = ("10.0.0.1", 1001), ("10.0.0.2", 1002)
 ROTATIONS = 20
@@ -248,3 +249,19 @@ def test_retries_that_an_answer_has_made_needless_do_not_wake_anybody_up_each() 
     rotations = sum(spoke.node.local.current.epoch for spoke in spokes)
     assert rotations >= 60
     assert hub.wake_ups - before < 0.6 * rotations  # each has left a retry, which its answer overtook
+
+
+def test_who_has_moved_says_so_at_growing_intervals() -> None:
+    net = FakeNet()
+    bob, alice = net.node(B, A), net.node(A, B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(5)
+    session, moved_at = alice.peer(B).session, alice.now
+    session.moved(moved_at)
+    times = []
+    while session._move_pings:
+        due = session.deadline()
+        session.run_timers(due)
+        times.append(due - moved_at)
+    assert times == pytest.approx(MOVE_PINGS)
+    assert len(alice.node.outgoing) == len(MOVE_PINGS)
