@@ -403,7 +403,7 @@ class Carrier:
             now = time.monotonic()
             self._leave_old_port_at = now + OLD_PORT_KEPT
             self._node.moved(now)
-            self._work.notify()
+            self._wake_sender_locked()
         old.wake()
 
     def _identity_changed_locked(self) -> None:

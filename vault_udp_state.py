@@ -407,9 +407,7 @@ class NodeState:
         if peer.names:
             deadline = self.deadline_of(peer)
             if peer.scheduled < deadline and self.timers[0][2] is peer:
-                # The answer to what it was asked last: nobody has to wake up for that any more.
-                heapq.heappop(self.timers)
-                peer.scheduled = NEVER
+                self._take_first_timer()  # an answer has come: nobody has to wake up for that any more
             self.look_at(peer, deadline)
 
     def look_at(self, peer: Peer, deadline: float) -> None:
@@ -419,6 +417,14 @@ class NodeState:
             heapq.heappush(self.timers, (deadline, next(self.sequence), peer))
             if len(self.timers) > 2 * len(self.table.by_name) + MAX_STALE_TIMERS:
                 self._drop_stale_timers()
+
+    def _take_first_timer(self) -> Peer | None:
+        """Take it out of the heap; returns its peer if that has no earlier one and is still there."""
+        due, _, peer = heapq.heappop(self.timers)
+        if due != peer.scheduled or not peer.names:
+            return None
+        peer.scheduled = NEVER
+        return peer
 
     def _drop_stale_timers(self) -> None:
         # Each peer has one that holds; others were overtaken by an earlier one, or by an answer.

@@ -6,7 +6,6 @@ No sockets, threads or clocks; not thread-safe. `now` is seconds of the monotoni
 
 from __future__ import annotations
 
-import heapq
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING or not __package__:
@@ -120,14 +119,6 @@ class Upkeep(NodeState):
                 self._run_timers_of(peer, now)
                 self.schedule(peer)
         self._put_off_needless_timers()
-
-    def _take_first_timer(self) -> Peer | None:
-        """Take it out of the heap; returns its peer if that has no earlier one and is still there."""
-        due, _, peer = heapq.heappop(self.timers)
-        if due != peer.scheduled or not peer.names:
-            return None
-        peer.scheduled = NEVER
-        return peer
 
     def _put_off_needless_timers(self) -> None:
         # What was answered meanwhile needs no looking at: after a rotation that is a timer for each session.
