@@ -336,8 +336,8 @@ class Carrier:
         with self._lock:
             while left and unpacked < UNPACKED_PER_ROUND:
                 received, source = left.pop(0)
-                decided = node.receive(received, source, now)
-                unpacked += node.unpacked
+                decided = node.receive(received, source, now, unpacked)
+                unpacked = node.unpacked
                 if decided < len(received):
                     left.insert(0, (received[decided:], source))
             effects = self._take_effects_locked()

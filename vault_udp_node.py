@@ -112,7 +112,7 @@ class Node(Upkeep):
         )
         self.closed = False
         self.unpacked = 0
-        """Bytes of messages that may be far longer than their datagrams, of the last call of `receive`."""
+        """Bytes of messages that may be far longer than their datagrams, up to the last call of `receive`."""
         self._remember_peers = remember_peers
         if keepalive is not None:
             self.local.keepalive = keepalive
@@ -173,14 +173,17 @@ class Node(Upkeep):
             self.table.forget(peer)
         return True
 
-    def receive(self, datagrams: Sequence[bytes], source: Address, now: float) -> int:
+    def receive(self, datagrams: Sequence[bytes], source: Address, now: float, unpacked: int = 0) -> int:
         """Decide about datagrams that arrived from `source`.
 
+        Args:
+            unpacked: bytes that were unpacked already and have still to be delivered.
+
         Returns:
-            About how many: what is left when so many have unpacked to `UNPACKED_PER_ROUND` bytes is to be
-            handed over again.
+            The index of the first that was not looked at, because there are `UNPACKED_PER_ROUND` bytes to
+            deliver by then; if that was not so, how many datagrams there are.
         """
-        index, count, self.unpacked = 0, len(datagrams), 0
+        index, count, self.unpacked = 0, len(datagrams), unpacked
         if self.closed:
             return count
         if not source[1]:

@@ -222,6 +222,20 @@ def test_what_unpacks_large_is_delivered_before_more_is_unpacked(together: bool)
         assert receiver.get_stats()["counters"]["received"] == 4
 
 
+@pytest.mark.parametrize("shape", [(4,), (1, 3), (3, 1), (1, 1, 1, 1)])
+def test_what_unpacks_in_several_batches_counts_together(shape: tuple[int, ...]) -> None:
+    frame = packet.compress_frame(bytes(600_000), 1300)
+    with UDPSocketClass(0, None) as receiver, UDPSocketClass(0) as sender:
+        strangers_session(sender, receiver)
+        peer = sender._node.table.by_name[address_of(receiver)]
+        with sender._lock:
+            _, sealed = sender._node.seal_messages(peer, [frame] * 4, time.monotonic())
+        datagrams, source = iter(sealed), ("127.0.0.1", sender.recv_port)
+        parts = [[next(datagrams) for _ in range(count)] for count in shape]
+        left = receiver._take_in([(Segments(b"".join(part), len(part[0])), source) for part in parts])
+        assert sum(len(received) for received, _ in left) == 2
+
+
 def test_nonces_are_bounded_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vault_udp_replay, "MAX_NONCES", 100)
     caches = NonceCaches()
