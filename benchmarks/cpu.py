@@ -24,7 +24,7 @@ from vault_udp_socket import UDPSocketClass
 
 from . import nodes
 from .ends import HOST, NO_LIMIT, PATIENCE, Address, expect, process, raw_socket
-from .nodes import Clock, End
+from .nodes import SERVER, Clock, End
 from .report import Row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +34,6 @@ PACED_SIZE = 100
 BIG = 1200
 IDLE_PEERS = 100
 WHOLE = "a whole announcement"
-SERVER = ("10.255.0.1", 9)
 AT_ONCE = 32
 """Datagrams that wait when the receive thread looks."""
 IN_CACHE = 512
@@ -298,6 +297,8 @@ def _receive_cost(peers: int, datagrams: int) -> float:
             server.node.add_peer(address, clock.now)
             incoming: list[bytes] = []
             while incoming or not server.is_ready(address):
+                if clock.now > nodes.START + nodes.MAX_STEPS * nodes.STEP:
+                    raise TimeoutError(f"no session with {address}")
                 link.send((index, clock.now, [datagram for _, datagram in server.take_outgoing()]))
                 incoming = expect(link)
                 for datagram in incoming:

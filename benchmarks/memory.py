@@ -21,10 +21,9 @@ from vault_udp_socket import UDPSocketClass
 
 from . import nodes
 from .ends import HOST, NO_LIMIT, PATIENCE, Address
-from .nodes import Clock, End
+from .nodes import SERVER, Clock, End
 from .report import Row
 
-SERVER: Address = ("10.255.0.1", 9)
 RATE = 1000
 TICK = 0.01
 PER_TICK = round(RATE * TICK)

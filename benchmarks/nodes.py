@@ -16,6 +16,7 @@ BODY_SIZE = 1393
 """Bytes of a body at an MTU of 1500."""
 EPOCH = 1_700_000_000.0
 """Unix time when the virtual clock stands at 0."""
+SERVER: Address = ("10.255.0.1", 9)
 START = 1000.0
 STEP = 0.01
 MAX_STEPS = 2000
