@@ -180,6 +180,69 @@ def test_what_is_expected_next_time_takes_little_memory(messages: list[bytes], k
     assert (pair.layout is not None) == kept
 
 
+def test_an_old_batch_from_elsewhere_shows_no_move() -> None:
+    net = FakeNet(0)
+    bob, alice = net.node(B), net.node(A, B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(1)
+    session = alice.peer(B).session
+    batches = []
+    for _ in range(2):
+        datagrams = session.seal(make_bodies([b"same"] * 5, session.body_size, False), alice.now)
+        assert isinstance(datagrams, Segments)
+        batches.append(Segments(bytes(datagrams.whole), datagrams.size))
+    bob.node.receive(batches[1], A, bob.now)
+    bob.node.receive(batches[0], ("10.0.0.9", 1009), bob.now)
+    assert sum(len(messages) for _, messages in bob.node.deliveries) == 10
+    assert bob.node.outgoing == []
+
+
+def test_a_batch_that_comes_again_is_opened_hardly_more_than_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = FakeNet(0)
+    bob, alice = net.node(B), net.node(A, B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(1)
+    session = alice.peer(B).session
+    datagrams = session.seal(make_bodies([b"same"] * 40, session.body_size, False), alice.now)
+    batch, times = Segments(b"".join(datagrams), len(datagrams[0])), 0
+    bob.node.receive(batch, A, bob.now)
+    workspace = bob.node.local.workspaces.take()
+    open_run = workspace.open_run
+
+    def counted(key: bytes, size: int, count: int) -> int:
+        nonlocal times
+        times += count
+        return open_run(key, size, count)
+
+    monkeypatch.setattr(workspace, "open_run", counted)
+    bob.node.local.workspaces.give_back(workspace)
+    bob.node.receive(batch, A, bob.now)
+    bob.node.receive(batch, A, bob.now)
+    assert bob.node.counters["replayed"] == 80
+    assert times <= 80 + 40 + 2  # what the first batch earned is opened in vain once
+
+
+@pytest.mark.parametrize("size", [8, 9, 39, 40, 63, 64, 67, 68])
+def test_short_datagrams_of_a_pair_are_refused_by_the_batch(size: int) -> None:
+    net = FakeNet(0)
+    bob, alice = net.node(B), net.node(A, B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    tag = alice.peer(B).session.seal([bytes(1000)], alice.now)[0][:8]
+    bob.node.receive(Segments(tag.ljust(size, b"x") * 3, size), A, bob.now)
+    assert bob.node.counters["bad_length" if size < 68 else "forged"] == 3
+
+
+def test_a_pair_that_is_kept_for_its_window_keeps_no_session() -> None:
+    net = FakeNet(0)
+    bob, alice = net.node(B), net.node(A, B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    assert {pair.owner for pair in bob.node.tags.values()} == {bob.peer(A).session}
+    alice.stop()
+    net.run(0.1)
+    assert bob.node.retired
+    assert {pair.owner for pair in bob.node.retired.values()} == {None}
+
+
 def test_a_batch_of_what_was_expected_brings_a_lost_peer_back() -> None:
     net = FakeNet(0)
     bob = net.node(B, A)

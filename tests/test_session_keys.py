@@ -329,6 +329,21 @@ def test_another_layout_than_expected_is_found_out(layout: Layout | None) -> Non
     assert theirs.layout == stored_layout(3, 300)
 
 
+@pytest.mark.parametrize("layout", [None, stored_layout(3, 300)])
+def test_what_bears_another_tag_is_not_ours_though_it_opens(layout: Layout | None) -> None:
+    """Its peer can seal so; what comes alone with such a tag is not taken for this pair's either."""
+    ours, theirs = pair_of_two()
+    bodies = make_bodies([b"one"], 300, False)
+    first = ours.seal(bodies, 1.0)[0]
+    ours._seal_tag = b"another!"
+    segments = Segments(first + ours.seal(bodies, 1.0)[0], len(first))
+    theirs._usual = 1  # both are opened in one go
+    opened: list[bytes] = []
+    assert theirs.open_usual(segments, 0, layout, 0.0, 2.0, opened) == 1
+    assert opened == [b"one"]
+    assert theirs.window.highest == 0
+
+
 def test_of_another_pair_none_is_opened() -> None:
     """Nor does it count as out of order: two pairs that are used in turns stay at full pace."""
     (_, theirs), (others, _) = pair_of_two(), pair_of_two()
