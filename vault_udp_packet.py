@@ -49,6 +49,7 @@ BODY_HEAD = b"\x84\xa1v\x02\xa1p"
 CONTROL_KEY = b"\xa1c"
 PADDING_KEY = b"\xa1g"
 EMPTY_BIN = b"\xc4\x00"
+_CONTROL_HEAD = BODY_HEAD + EMPTY_BIN + CONTROL_KEY + b"\xc5"
 
 FRAME_START = len(BODY_HEAD) + 3
 """Where the frame begins in a v2 payload body."""
@@ -240,8 +241,7 @@ def make_payload_body(frame: bytes, body_size: int) -> bytes:
 
 def make_control_body(control: bytes, body_size: int) -> bytes:
     """A v2 body of exactly `body_size` bytes around control JSON."""
-    head = b"%b\xc4\x00\xa1c\xc5%b%b" % (BODY_HEAD, len(control).to_bytes(2, "big"), control)
-    return padded(head, body_size)
+    return padded(b"%b%b%b" % (_CONTROL_HEAD, len(control).to_bytes(2, "big"), control), body_size)
 
 
 def make_v1_body(frame: bytes, body_size: int) -> bytes:
@@ -283,6 +283,9 @@ def read_body(body: bytes) -> Body:
         PacketError: ``bad_body`` (not msgpack, wrong types, duplicate members, too many maps and arrays),
             ``other_version``, ``mixed_body`` (more than one of payload, control and messages).
     """
+    control = _usual_control(body)
+    if control:
+        return Body(PROTOCOL_VERSION, b"", control)
     containers = _Containers()
     try:
         content = msgpack.unpackb(
@@ -311,6 +314,19 @@ def read_body(body: bytes) -> Body:
     if isinstance(content, list):
         return _read_v1(content)
     raise PacketError("bad_body")
+
+
+def _usual_control(body: bytes) -> bytes:
+    """The control of a body as `make_control_body` makes it, whatever its padding; none of any other body.
+
+    It has nothing but what is compared here, so the parser would read the same. Control comes mostly to idle
+    programs, where a parser has to be fetched from memory first.
+    """
+    if not body.startswith(_CONTROL_HEAD):
+        return b""
+    start = len(_CONTROL_HEAD) + 2
+    end = start + int.from_bytes(body[start - 2 : start], "big")
+    return body[start:end] if body.startswith(padding_head(len(body) - end), end) else b""
 
 
 class _Containers:
@@ -460,37 +476,39 @@ def read_announcement(members: dict[str, Any]) -> Announcement:
         PacketError: ``bad_announcement``: wrong types, junk Base64, a port outside 1-65535, or neither the
             base members nor a hello with its proof.
     """
+    has_hello = not (members.get("hello") is members.get("proof") is None)
+    hello, proof = read_hello_members(members) if has_hello else (None, None)
     try:
         announcement = Announcement(
             enc_key=member(members, "enc_key", str),
             sign_key=member(members, "sign_key", str),
             signature=member(members, "signature", str),
             port=member(members, "port", int),
-            hello=_base64_member(members, "hello"),
-            proof=_base64_member(members, "proof"),
+            hello=hello,
+            proof=proof,
             answers=members.get("answers") is True,
         )
     except PacketError as error:
         raise PacketError("bad_announcement") from error
     base = (announcement.enc_key, announcement.sign_key, announcement.signature)
     has_base = None not in base
-    has_hello = announcement.hello is not None and announcement.proof is not None
     if (not has_base and base != (None, None, None)) or not (has_base or has_hello):
-        raise PacketError("bad_announcement")
-    if (announcement.hello is None) != (announcement.proof is None):
         raise PacketError("bad_announcement")
     if announcement.port is not None and not 1 <= announcement.port <= 65535:
         raise PacketError("bad_announcement")
     return announcement
 
 
-def _base64_member(members: dict[str, Any], name: str) -> bytes | None:
-    text = member(members, name, str)
-    if text is None:
-        return None
+def read_hello_members(members: dict[str, Any]) -> tuple[bytes, bytes]:
+    """Hello and proof of an announcement or a REKEY.
+
+    Raises:
+        PacketError: ``bad_announcement``: not both there, or no Base64.
+    """
     try:
-        return crypto.b64_str_to_bytes(text)
-    except crypto.EncodingError as error:
+        hello, proof = members["hello"], members["proof"]
+        return crypto.b64_str_to_bytes(hello), crypto.b64_str_to_bytes(proof)
+    except (KeyError, TypeError, crypto.EncodingError) as error:
         raise PacketError("bad_announcement") from error
 
 

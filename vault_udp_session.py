@@ -350,7 +350,7 @@ class Session(Channel):
         if pair.outdated:
             raise PacketError("stale_hello")  # of a process that has announced itself anew since
         if kind == "rekey":
-            self._receive_rekey(packet.read_announcement(members), now)
+            self._receive_rekey(*packet.read_hello_members(members), now)
         return bool(kind == "bye")
 
     def outside_window(self, pair: Pair, now: float) -> None:
@@ -390,13 +390,11 @@ class Session(Channel):
             self._path.answered(ping.size, now - ping.sent_at, now)
             self._follow_path()
 
-    def _receive_rekey(self, announcement: packet.Announcement, now: float) -> None:
-        if announcement.hello is None or announcement.proof is None:
-            raise PacketError("bad_announcement")
-        hello = read_hello_untrusted(announcement.hello)
+    def _receive_rekey(self, blob: bytes, proof: bytes, now: float) -> None:
+        hello = read_hello_untrusted(blob)
         if hello.sign != self.sign or hello.to_sign != self.local.sign_public:
             raise PacketError("bad_announcement")
-        if not proof_is_good(hello, announcement.hello, announcement.proof):
+        if not proof_is_good(hello, blob, proof):
             raise PacketError("bad_proof")
         if hello.enc != self.enc:
             if hello.epoch <= self.epoch:
@@ -454,13 +452,15 @@ class Session(Channel):
 
     def deadline(self) -> float:
         """When `run_timers` has something to do next."""
-        confirm_at = min((pair.confirm_at for pair in self.pairs), default=NEVER)
-        ping_at = self._suspect_at if self.up else NEVER
-        move_at = self._move_pings[-1] if self._move_pings else NEVER
-        path_at = self._path.due_at if self._path is not None else NEVER
-        return min(
-            confirm_at, ping_at, move_at, path_at, self._acknowledge_at, self._rekey_at, self._keepalive_at
-        )
+        due = [self._acknowledge_at, self._rekey_at, self._keepalive_at]
+        due += [pair.confirm_at for pair in self.pairs]
+        if self.up:
+            due.append(self._suspect_at)
+        if self._move_pings:
+            due.append(self._move_pings[-1])
+        if self._path is not None:
+            due.append(self._path.due_at)
+        return min(due)
 
     @property
     def _keepalive_at(self) -> float:

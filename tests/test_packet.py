@@ -7,6 +7,7 @@ import json
 import threading
 import tracemalloc
 from typing import Any, Callable
+from unittest import mock
 
 import msgpack
 import pytest
@@ -268,6 +269,33 @@ def test_an_altered_body_is_another_body_or_a_packet_error(message: bytes, data:
     for _ in range(data.draw(st.integers(1, 3))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
     assert reason_of(packet.read_body, bytes(body)) in ("", "bad_body", "other_version", "mixed_body")
+
+
+def _content_or_reason(body: bytes) -> Any:
+    try:
+        version, payload, control, messages = packet.read_body(body)
+    except PacketError as error:
+        return error.reason
+    return version, payload, control, list(messages)
+
+
+@given(st.binary(max_size=300), st.integers(0, 30), st.data())
+def test_control_is_what_the_parser_reads(control: bytes, room: int, data: st.DataObject) -> None:
+    body = bytearray(packet.make_control_body(control, 17 + len(control) + room))
+    for _ in range(data.draw(st.integers(0, 2))):
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    for changed in (bytes(body), bytes(body[: data.draw(st.integers(0, len(body)))]), bytes(body) + b"\0"):
+        read = _content_or_reason(changed)
+        with mock.patch.object(packet, "_usual_control", return_value=b""):
+            assert read == _content_or_reason(changed)
+
+
+@pytest.mark.parametrize("room", [0, 1, 2, 255, 1000])
+def test_our_own_control_needs_no_parser(room: int) -> None:
+    control = b'{"type":"bye"}'
+    body = packet.make_control_body(control, 17 + len(control) + room)
+    with mock.patch.object(msgpack, "unpackb", side_effect=AssertionError):
+        assert packet.read_body(body) == packet.Body(2, b"", control)
 
 
 def test_our_own_layout_and_any_other_order_mean_the_same() -> None:

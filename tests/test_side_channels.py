@@ -258,8 +258,6 @@ NOT_ABOUT_SECRETS = {
     ("vault_udp_replay.py", "shared in self._caches"),
     # Public keys that an application gives again; the name is that of a public key's derivation.
     ("vault_udp_upkeep.py", "self.local.sign_public == crypto.sign_public_of(sign_seed)"),
-    # Whether both are there.
-    ("vault_udp_packet.py", "(announcement.hello is None) != (announcement.proof is None)"),
     # The self-test, of keys made for it.
     ("vault_udp_socket_helper.py", "generate_public_key(private) == public"),
     ("vault_udp_socket_helper.py", "decrypt_asym(other_private, public, sealed) == text"),
