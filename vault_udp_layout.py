@@ -197,9 +197,11 @@ def make_bodies(messages: Sequence[bytes], body_size: int, coalesce: bool) -> Se
     Raises:
         TooLargeError: one of them does not fit.
     """
+    if len(messages) == 1 and messages[0].__class__ is bytes:
+        return StoredBodies(messages, body_size)
     sizes, kinds = list(map(len, messages)), list(map(type, messages))
     if sizes and len(sizes) == sizes.count(sizes[0]) == kinds.count(bytes):
-        return _make_bodies_alike(messages, body_size, coalesce and len(messages) > 1)
+        return _make_bodies_alike(messages, body_size, coalesce)
     if len(messages) > 1 and coalesce:
         return _make_bodies_mixed(messages, body_size)
     return [_make_single(message, body_size) for message in messages]
