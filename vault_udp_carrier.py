@@ -30,7 +30,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_encryption import VaultAsymmetricEncryption
     from vault_udp_errors import StoppedError
     from vault_udp_layout import MESSAGE_OVERHEAD
-    from vault_udp_node import UNPACKED_PER_ROUND, Event, Node
+    from vault_udp_node import Event, Node
     from vault_udp_path import NEVER
     from vault_udp_peer import Peer
     from vault_udp_resolver import Resolver
@@ -40,7 +40,7 @@ else:
     from .vault_udp_encryption import VaultAsymmetricEncryption
     from .vault_udp_errors import StoppedError
     from .vault_udp_layout import MESSAGE_OVERHEAD
-    from .vault_udp_node import UNPACKED_PER_ROUND, Event, Node
+    from .vault_udp_node import Event, Node
     from .vault_udp_path import NEVER
     from .vault_udp_peer import Peer
     from .vault_udp_resolver import Resolver
@@ -332,14 +332,15 @@ class Carrier:
     def _take_in(self, batches: Sequence[Batch]) -> Sequence[Batch]:
         """Let the node decide about what has come, and call back; returns what is to be left until then."""
         node, now = self._node, time.monotonic()
-        left, unpacked = list(batches), 0
+        left: Sequence[Batch] = ()
+        unpacked = 0
         with self._lock:
-            while left and unpacked < UNPACKED_PER_ROUND:
-                received, source = left.pop(0)
+            for position, (received, source) in enumerate(batches):
                 decided = node.receive(received, source, now, unpacked)
                 unpacked = node.unpacked
                 if decided < len(received):
-                    left.insert(0, (received[decided:], source))
+                    left = [(received[decided:], source), *batches[position + 1 :]]
+                    break
             effects = self._take_effects_locked()
             calls_back = effects.deliveries or self._for_callbacks or self._keeps_messages
             self._share_deadlines_locked(now, has_time=not calls_back and len(effects.outgoing) < 2)
@@ -353,12 +354,12 @@ class Carrier:
         # Who waits for datagrams can wait for a deadline, too, which the next datagram mostly makes needless;
         # to wake the send thread costs more. But in a flood nobody waits, nor while callbacks run or many
         # datagrams are sent.
-        deadline = self._node.deadline()
-        if not has_time or deadline <= now or self._node.flushable:
+        deadline = self._node.deadline() if has_time and not self._node.flushable else now
+        if deadline > now:
+            self._receiver_looks_at = deadline if deadline < self._sleeps_until else NEVER
+        else:
             self._receiver_looks_at = NEVER
             self._wake_sender_locked()
-        else:
-            self._receiver_looks_at = deadline if deadline < self._sleeps_until else NEVER
 
     def _take_effects_locked(self) -> _Effects:
         node = self._node
