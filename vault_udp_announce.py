@@ -93,7 +93,12 @@ class Introductions:
         if now >= self._spent_until and (now >= self._ip_spent_until or source[0] != self._spent_ip):
             return False
         table, base = self._state.table, self._state.base
-        return source not in table.by_name and source not in table.by_place and not base.may_be_from(source)
+        # Mostly there are no names of hosts and no base peers, and asking for an address costs more than that.
+        return (
+            source not in table.by_name
+            and not (table.by_place and source in table.by_place)
+            and not (base.links and base.may_be_from(source))
+        )
 
     def answer_unknown_tag(self, datagram: bytes, source: Address, now: float) -> None:
         """Say hello to whom may hold keys of a session that we have lost; the datagram is dropped.
