@@ -93,7 +93,7 @@ class Introductions:
         if now >= self._spent_until and (now >= self._ip_spent_until or source[0] != self._spent_ip):
             return False
         table, base = self._state.table, self._state.base
-        # Mostly there are no names of hosts and no base peers, and asking for an address costs more than that.
+        # Mostly there are no names of hosts and no base peers; to look an address up costs more than to see.
         return (
             source not in table.by_name
             and not (table.by_place and source in table.by_place)
