@@ -1,73 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The UDP socket: binding, batches of datagrams in and out, and the forms of addresses.  No protocol.
+"""The UDP socket: binding, batches of datagrams in, waking up, and the end.  No protocol.
 
 A :class:`DatagramSocket` speaks IPv6 and IPv4 through one dual-stack socket where the system has IPv6, and
 IPv4 alone where it has not.  Addresses are ``(ip, port)`` in one canonical form, see :func:`normalize`.
 
 Why it is fast: a system call costs several times what a datagram costs in it.  On Linux, datagrams of one
-length to one address go out in one call (UDP generic segmentation, ``UDP_SEGMENT``) and come in so
-(``UDP_GRO``).  Why that is safe: the kernel cuts at the length that is given with each call and only between
-datagrams, so what travels is the same as without it; it takes such a batch as a whole or refuses it, and a
-refused batch is sent again one by one.  See udp(7) of the Linux manual pages.
+length from one address come in together (``UDP_GRO``, see udp(7) of the Linux manual pages), as they go out
+(:class:`Transmitter`).  Why that is safe: the kernel tells their length, and divides nowhere else.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import select
 import socket
-import struct
 import sys
-import threading
 import time
-from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Sequence, Tuple
 
 if TYPE_CHECKING or not __package__:
-    from vault_udp_address import Address, normalize, resolve_literal, scope_id
+    from vault_udp_address import Address, normalize
     from vault_udp_platform import (
         SO_RXQ_OVFL,
         SOL_UDP,
         UDP_GRO,
-        UDP_SEGMENT,
-        SocketAddress,
         bind,
         enlarge,
         forbid_fragments,
         name_of,
-        path_mtu,
         receive_memory,
         set_option,
         yield_processor,
     )
     from vault_udp_segments import Segments
+    from vault_udp_transmitter import Transmitter
 else:
-    from .vault_udp_address import Address, normalize, resolve_literal, scope_id
+    from .vault_udp_address import Address, normalize
     from .vault_udp_platform import (
         SO_RXQ_OVFL,
         SOL_UDP,
         UDP_GRO,
-        UDP_SEGMENT,
-        SocketAddress,
         bind,
         enlarge,
         forbid_fragments,
         name_of,
-        path_mtu,
         receive_memory,
         set_option,
         yield_processor,
     )
     from .vault_udp_segments import Segments
-
-_logger = logging.getLogger(__name__)
+    from .vault_udp_transmitter import Transmitter
 
 Batch = Tuple[Sequence[bytes], Address]
 """Datagrams that came in one system call, oldest first, and the one address that they came from."""
-
 
 MAX_BATCHES_PER_RECEIVE = 16
 MAX_DATAGRAMS_PER_RECEIVE = 160
@@ -77,23 +64,13 @@ BUSY_WAIT = 300e-6
 """Seconds: where datagrams follow ours as fast as this, the next is awaited as long without sleeping."""
 MAX_PREVIOUS = 8
 """Sockets of former ports that are received from, if the port changes faster than they are left."""
-MAX_SEGMENTS = 64  # Linux: UDP_MAX_SEGMENTS of the first kernels with segmentation
-MAX_SEGMENTED_BYTES = 65_507  # 65,535 less the headers of UDP and IPv4
-
 _ANCILLARY_SIZE = 64  # bytes: room for the segment size and the count of drops
 
-_CAN_WAIT = ("EAGAIN", "EWOULDBLOCK", "ENOBUFS")
-# The answer to an earlier datagram, reported at this one: the socket is fine, so is this datagram.
-_STALE = ("ECONNREFUSED", "ECONNRESET")
-_SEGMENTATION_REFUSED = ("EIO", "EINVAL", "ENOPROTOOPT", "EMSGSIZE")
-# Seconds between attempts to send while the system has no room: about 1 s in all, for one call of `send`.
-_WAITS_FOR_ROOM = (0.001, 0.002, 0.004, 0.008, 0.016) + 48 * (0.02,)
 # A socket that reports so many errors in a row, and nothing else, is left alone for so many seconds each:
 # an interface may be down for long. Short, as errors may also be the answers to what we sent to others.
 _ERRORS_WITHOUT_PAUSE = 16
 _PAUSE_AFTER_ERRORS = 0.05
 _MAX_POLLS_BETWEEN_PROBES = 16
-_MAX_CACHED_DESTINATIONS = 32_768
 _MOST_JOINED = 16_384  # bytes: beyond, the copy costs more than it saves
 _LONGEST_WAIT = 86400.0  # seconds: as long as `poll` and `select` surely take
 
@@ -102,7 +79,7 @@ class SocketClosed(Exception):
     """``receive`` was called on a socket that is closed, or it was closed while that call waited."""
 
 
-class DatagramSocket:
+class DatagramSocket(Transmitter):
     """A bound UDP socket.  One thread may receive; any thread may send, wake and close.
 
     ``port`` is the port to bind; 0 lets the system choose.  ``bind_address``, an IP literal, restricts the
@@ -112,13 +89,9 @@ class DatagramSocket:
     Raises ``OSError`` if the port cannot be bound: not permitted, or in use, be it for IPv4 only.
     Raises ``ValueError`` if ``bind_address`` is not an IP literal.
 
-    Attributes: ``port``, ``family``; ``receive_buffer`` and ``send_buffer``, the bytes granted by the system
-    (Linux shows twice what was asked, for its own overhead); ``gso`` and ``gro``, whether datagrams go out
-    and come in segmented; ``kernel_drops``, the datagrams lost because the receive buffer was full, where the
-    system tells; ``errors``, how many datagrams or receives the system refused, by the name of its error;
-    ``on_too_long``, called in the thread that sends, with an address and a datagram that is too long for the
-    path to it: if it returns True, somebody else sees to that datagram, and it is not counted;
-    ``on_refused``, called there with an address, the name of an error, and how many datagrams to it have it.
+    Attributes: those of :class:`Transmitter`; ``port``; ``receive_buffer``, the bytes granted by the system;
+    ``gro``, whether datagrams come in segmented; ``kernel_drops``, the datagrams lost because that buffer was
+    full, where the system tells.
     """
 
     def __init__(
@@ -129,41 +102,31 @@ class DatagramSocket:
         *,
         fragments: bool = True,
     ) -> None:
-        self._socket_factory = socket_factory
-        self._socket = bind(port, bind_address, socket_factory)
+        sock = bind(port, bind_address, socket_factory)
         try:
             self._wake_receiver, self._wake_sender = socket.socketpair()
         except OSError:
-            self._socket.close()
+            sock.close()
             raise
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
-        self._socket.setblocking(False)
-        self.family = self._socket.family
-        self.port: int = self._socket.getsockname()[1]
-        self.receive_buffer = enlarge(self._socket, socket.SO_RCVBUF)
-        self.send_buffer = enlarge(self._socket, socket.SO_SNDBUF)
+        sock.setblocking(False)
+        super().__init__(sock, socket_factory)
+        self.port: int = sock.getsockname()[1]
+        self.receive_buffer = enlarge(sock, socket.SO_RCVBUF)
         if not fragments:
-            forbid_fragments(self._socket)
-        self.on_too_long: Callable[[Address, bytes], bool] | None = None
-        self.on_refused: Callable[[Address, str, int], None] | None = None
+            forbid_fragments(sock)
         on_linux = sys.platform == "linux"
-        self.gso = on_linux and set_option(self._socket, SOL_UDP, UDP_SEGMENT, 0)
-        self.gro = on_linux and set_option(self._socket, SOL_UDP, UDP_GRO, 1)
-        counts_drops = on_linux and set_option(self._socket, socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
+        self.gro = on_linux and set_option(sock, SOL_UDP, UDP_GRO, 1)
+        counts_drops = on_linux and set_option(sock, socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
         self._receive_one = self._receive_message if self.gro or counts_drops else self._receive_plain
         self.kernel_drops = 0
         self._drops_told = 0
         """What the kernel said last; ours has also what former sockets lost."""
-        self.errors: dict[str, int] = {}
-
-        self._lock = threading.Lock()  # counters and flags; never held in a call that may block
         self._receiving = False
         self._closed = False
-        self._warned_of_permission = False
-        self._destinations: dict[Address, SocketAddress] = {}
         self._previous: list[DatagramSocket] = []
-        self._wait_readable = _readable_waiter(self._socket, self._wake_receiver)
+        self._wait_readable = _readable_waiter(sock, self._wake_receiver)
         self._wait_woken = _readable_waiter(self._wake_receiver)
         self._memory = receive_memory()
         self._last_sender: Any = None
@@ -172,7 +135,6 @@ class DatagramSocket:
         self._polls_until_probe = 1
         self._polls_between_probes = 1
         self._answers_come_fast = False
-        self._has_sent = False
         self._is_drained = True
         self._received_at = 0.0
 
@@ -337,178 +299,6 @@ class DatagramSocket:
         length, sender = self._socket.recvfrom_into(self._memory)
         return [bytes(self._memory[:length])], normalize(sender)
 
-    def send(self, datagrams: Sequence[bytes], address: Address) -> int:
-        """Send datagrams to one address, in order; return how many the system took.
-
-        Waits while the system has no room, for about 1 s at most.  What is refused is counted in ``errors``
-        under the name of the error; nothing that the network causes is raised.
-
-        Raises ``ValueError`` if the address is not an IP literal and a port from 1 to 65535.
-        """
-        try:
-            destination = self._destinations.get(address) or self._destination(address)
-        except OSError as error:
-            self._refused(address, name_of(error), len(datagrams))
-            return 0
-        self._has_sent = True
-        if len(datagrams) == 1:
-            try:
-                self._socket.sendto(datagrams[0], destination)
-                return 1
-            except OSError as error:
-                return self._send_again(datagrams[0], address, destination, iter(_WAITS_FOR_ROOM), error)
-        waits = iter(_WAITS_FOR_ROOM)
-        if not self.gso:
-            return self._send_singly(datagrams, address, destination, waits)
-        sent = start = 0
-        lengths = datagrams.lengths() if isinstance(datagrams, Segments) else list(map(len, datagrams))
-        while start < len(datagrams):
-            end = _end_of_run(lengths, start)
-            if self.gso and end - start > 1:
-                sent += self._send_segmented(datagrams[start:end], address, destination, waits)
-            else:
-                sent += self._send_singly(datagrams[start:end], address, destination, waits)
-            start = end
-        return sent
-
-    def path_mtu(self, address: Address) -> int | None:
-        """Bytes of an IP packet that the path to ``address`` carries; None if the system does not tell."""
-        return path_mtu(address, self._socket_factory)
-
-    def _send_segmented(
-        self,
-        run: Sequence[bytes],
-        address: Address,
-        destination: SocketAddress,
-        waits: Iterator[float],
-    ) -> int:
-        ancillary = [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", len(run[0])))]
-        buffers = (run.whole,) if isinstance(run, Segments) else run
-        send = partial(self._socket.sendmsg, buffers, ancillary, 0, destination)
-        failure = self._attempt(send, waits)
-        if failure is None:
-            return len(run)
-        if failure not in _SEGMENTATION_REFUSED:
-            self._refused(address, failure, len(run))
-            return 0
-        sent = self._send_singly(run, address, destination, waits)
-        # If single datagrams are refused too, the fault is in the address or its route. EMSGSIZE is about the
-        # size for this route, which the kernel can divide into fragments only if it is not divided already;
-        # older kernels say EINVAL, and EMSGSIZE to the single ones, of which a shorter last one may pass.
-        if sent == len(run) and failure != "EMSGSIZE":
-            self.gso = False
-            _logger.info("UDP segmentation refused (%s); datagrams are sent one by one from now on", failure)
-        return sent
-
-    def _send_singly(
-        self,
-        datagrams: Sequence[bytes],
-        address: Address,
-        destination: SocketAddress,
-        waits: Iterator[float],
-    ) -> int:
-        sent = 0
-        sendto = self._socket.sendto
-        for datagram in datagrams:
-            try:
-                sendto(datagram, destination)
-                sent += 1
-            except OSError as error:
-                sent += self._send_again(datagram, address, destination, waits, error)
-        return sent
-
-    def _send_again(
-        self,
-        datagram: bytes,
-        address: Address,
-        destination: SocketAddress,
-        waits: Iterator[float],
-        error: OSError,
-    ) -> int:
-        failure = self._attempt(partial(self._socket.sendto, datagram, destination), waits, error)
-        on_too_long = self.on_too_long if failure == "EMSGSIZE" else None
-        if failure is not None and (on_too_long is None or not on_too_long(address, datagram)):
-            self._refused(address, failure, 1)
-        return int(failure is None)
-
-    def _attempt(
-        self, send: Callable[[], int], waits: Iterator[float], error: OSError | None = None
-    ) -> str | None:
-        """Call ``send``, again where that helps; return the name of the error that remained, or None.
-
-        ``error`` is what a first attempt has raised already.
-        """
-        was_stale = False
-        while True:
-            try:
-                if error is not None:
-                    name = name_of(error)
-                    seconds = next(waits, None) if name in _CAN_WAIT else None
-                    if seconds is not None:
-                        self._wait_for_room(name, seconds)
-                    elif name in _STALE and not was_stale:
-                        was_stale = True
-                    else:
-                        return name
-                send()
-                return None
-            except OSError as again:
-                error = again
-
-    def _wait_for_room(self, name: str, seconds: float) -> None:
-        descriptor = self._socket.fileno()
-        if name == "ENOBUFS" or descriptor < 0:
-            # The queue of the interface is full, not that of the socket, which counts as writable.
-            time.sleep(seconds)
-        elif hasattr(select, "poll"):
-            poll = select.poll()
-            poll.register(descriptor, select.POLLOUT)
-            poll.poll(seconds * 1000)
-        else:
-            select.select((), (descriptor,), (), seconds)
-
-    def _refused(self, address: Address, name: str, times: int) -> None:
-        self._count(name, times)
-        on_refused = self.on_refused  # it may be taken away meanwhile
-        if on_refused is not None:
-            on_refused(address, name, times)
-
-    def _count(self, name: str, times: int = 1) -> None:
-        with self._lock:
-            self.errors[name] = self.errors.get(name, 0) + times
-            warn = name == "EHOSTUNREACH" and sys.platform == "darwin" and not self._warned_of_permission
-            self._warned_of_permission = self._warned_of_permission or warn
-        if warn:
-            _logger.warning(
-                "no route to host: macOS may be withholding the local network from this program; allow it in "
-                "System Settings > Privacy & Security > Local Network, for the terminal if it runs in one"
-            )
-
-    def _destination(self, address: Address) -> SocketAddress:
-        """The address as this socket takes it.  Raises ``OSError`` if it cannot be reached from here."""
-        host, port = address
-        ip = resolve_literal(host)
-        if ip is None:
-            raise ValueError(f"cannot send to {host!r}: it is not an IPv4 or IPv6 address; resolve it first")
-        if not 0 < port <= 65_535:
-            raise ValueError(f"cannot send to port {port} of {ip}: ports are 1 to 65535")
-        if self.family == socket.AF_INET:
-            if ":" in ip:
-                raise OSError(errno.EAFNOSUPPORT, f"this socket has IPv4 only, {ip} is IPv6")
-            destination: SocketAddress = (ip, port)
-        elif ":" not in ip:
-            destination = ("::ffff:" + ip, port, 0, 0)
-        else:
-            literal, _, scope = ip.partition("%")
-            destination = (literal, port, 0, scope_id(scope))
-            if scope:
-                # Not cached: an interface that goes and comes back has another number.
-                return destination
-        if len(self._destinations) >= _MAX_CACHED_DESTINATIONS:
-            self._destinations.clear()
-        self._destinations[address] = destination
-        return destination
-
     def wake(self) -> None:
         """Make ``receive`` return, now or when it next waits.  Nothing happens on a closed socket."""
         with self._lock:
@@ -556,20 +346,6 @@ class DatagramSocket:
         self._wake_sender.close()
         self._wake_receiver.close()
         self.on_too_long = self.on_refused = None  # whom it told can be freed
-
-
-def _end_of_run(lengths: Sequence[int], start: int) -> int:
-    """The end of the longest run of datagrams from ``start`` that one segmented call can carry."""
-    size = lengths[start]
-    limit = start + min(MAX_SEGMENTS, max(1, MAX_SEGMENTED_BYTES // max(1, size)))
-    run = lengths[start:limit]
-    if size == 0:
-        return start + 1
-    if run.count(size) == len(run):
-        return start + len(run)
-    end = start + next(index for index, length in enumerate(run) if length != size)
-    is_short_tail = 0 < lengths[end] < size
-    return end + is_short_tail
 
 
 def _joined(batches: Sequence[Batch]) -> list[Batch]:

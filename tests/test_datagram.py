@@ -27,6 +27,7 @@ from loopback import run_thread
 
 import vault_udp_datagram as datagram
 import vault_udp_platform
+import vault_udp_transmitter as transmitter
 from vault_udp_address import Address, normalize, resolve_literal
 from vault_udp_datagram import DatagramSocket, SocketClosed
 from vault_udp_segments import Segments
@@ -424,10 +425,10 @@ def test_datagrams_arrive_whole_and_in_order(
 def test_runs_cover_everything_once_and_are_legal(lengths: list[int]) -> None:
     start = 0
     while start < len(lengths):
-        end = datagram._end_of_run(lengths, start)
+        end = transmitter._end_of_run(lengths, start)
         run = lengths[start:end]
-        assert 1 <= len(run) <= datagram.MAX_SEGMENTS
-        assert len(run) == 1 or sum(run) <= datagram.MAX_SEGMENTED_BYTES
+        assert 1 <= len(run) <= transmitter.MAX_SEGMENTS
+        assert len(run) == 1 or sum(run) <= transmitter.MAX_SEGMENTED_BYTES
         assert all(length == run[0] for length in run[:-1])
         assert len(run) == 1 or 0 < run[-1] <= run[0]
         start = end
@@ -629,8 +630,8 @@ def test_a_shorter_last_datagram_shares_the_call(faked: tuple[DatagramSocket, Fa
 
 
 def test_runs_are_bounded_in_number_and_bytes() -> None:
-    assert datagram._end_of_run([100] * 100, 0) == 64
-    assert datagram._end_of_run([1400] * 100, 50) == 96
+    assert transmitter._end_of_run([100] * 100, 0) == 64
+    assert transmitter._end_of_run([1400] * 100, 50) == 96
 
 
 def test_one_call_fetches_no_more_than_its_bounds(make: MakeSocket, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -840,7 +841,7 @@ def test_waiting_for_room_is_bounded_for_the_whole_call(
     sock, fake = faked
     sock.gso = segmented
     waits: list[float] = []
-    monkeypatch.setattr(datagram, "time", SimpleNamespace(sleep=waits.append))
+    monkeypatch.setattr(transmitter, "time", SimpleNamespace(sleep=waits.append))
     fake.will("sendto", *[failing("ENOBUFS")] * 1000)
     growing = [bytes(length) for length in range(10)]  # no two of them can share a call
     assert sock.send(growing, ("127.0.0.1", sock.port)) == 0
@@ -948,7 +949,7 @@ def test_scopes_are_looked_up_each_time(make: MakeSocket, monkeypatch: pytest.Mo
 
 
 def test_the_cache_of_destinations_is_bounded(make: MakeSocket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datagram, "_MAX_CACHED_DESTINATIONS", 10)
+    monkeypatch.setattr(transmitter, "_MAX_CACHED_DESTINATIONS", 10)
     sock = make()
     for port in range(1, 100):
         sock._destination(("127.0.0.1", port))
@@ -1011,7 +1012,7 @@ def test_a_datagram_that_is_gone_when_it_is_fetched(faked: tuple[DatagramSocket,
 
 
 def on_platform(monkeypatch: pytest.MonkeyPatch, platform: str) -> None:
-    for module in (datagram, vault_udp_platform):
+    for module in (datagram, transmitter, vault_udp_platform):
         monkeypatch.setattr(module, "sys", SimpleNamespace(platform=platform, byteorder=sys.byteorder))
 
 
