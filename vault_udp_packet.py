@@ -322,7 +322,7 @@ def _usual_control(body: bytes) -> bytes:
     It has nothing but what is compared here, so the parser would read the same. Control comes mostly to idle
     programs, where a parser has to be fetched from memory first.
     """
-    if not body.startswith(_CONTROL_HEAD):
+    if not body.startswith(_CONTROL_HEAD) or len(body) > 0xFFFF:  # there, padding has another header
         return b""
     start = len(_CONTROL_HEAD) + 2
     end = start + int.from_bytes(body[start - 2 : start], "big")

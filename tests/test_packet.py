@@ -279,15 +279,51 @@ def _content_or_reason(body: bytes) -> Any:
     return version, payload, control, list(messages)
 
 
+def assert_parser_agrees(body: bytes) -> None:
+    """What `read_body` says of it does not depend on what it reads without the parser."""
+    read = _content_or_reason(body)
+    with mock.patch.object(packet, "_usual_control", return_value=b""):
+        assert read == _content_or_reason(body)
+
+
 @given(st.binary(max_size=300), st.integers(0, 30), st.data())
 def test_control_is_what_the_parser_reads(control: bytes, room: int, data: st.DataObject) -> None:
     body = bytearray(packet.make_control_body(control, 17 + len(control) + room))
     for _ in range(data.draw(st.integers(0, 2))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
     for changed in (bytes(body), bytes(body[: data.draw(st.integers(0, len(body)))]), bytes(body) + b"\0"):
-        read = _content_or_reason(changed)
-        with mock.patch.object(packet, "_usual_control", return_value=b""):
-            assert read == _content_or_reason(changed)
+        assert_parser_agrees(changed)
+
+
+@pytest.mark.parametrize("control", [b"{}", b"x" * 16, b"\xff" * 16, b"\xff" * 256])
+def test_each_byte_around_control_is_compared(control: bytes) -> None:
+    body = packet.make_control_body(control, len(control) + 40)
+    end = 13 + len(control)
+    for position in (*range(13), *range(end, end + 5)):
+        for value in range(256):
+            assert_parser_agrees(body[:position] + bytes([value]) + body[position + 1 :])
+
+
+@pytest.mark.parametrize("kind", [b"\xc4", b"\xc6", b"\xd9", b"\xda"])
+def test_control_under_another_header_is_left_to_the_parser(kind: bytes) -> None:
+    for size in (1, 16, 255):
+        head = packet.BODY_HEAD + b"\xc4\0\xa1c" + kind + size.to_bytes(2, "big") + b"\xff" * size
+        for room in (4, 5, 40):
+            assert_parser_agrees(packet.padded(head, len(head) + room))
+
+
+@pytest.mark.parametrize("between", [b"\0", b"\xc0", b"\xa1g", b"\xa1x\xc0", b"\xa1v\x02"])
+def test_padding_begins_where_control_ends(between: bytes) -> None:
+    head = packet.make_control_body(b"{}", 100)[:15]
+    for room in range(len(between) + 5, 60):
+        tail = between + packet.padding_head(room)
+        assert_parser_agrees((head + tail).ljust(len(head) + room, b"\0"))
+
+
+def test_control_in_more_than_a_datagram_holds_is_left_to_the_parser() -> None:
+    head = packet.make_control_body(b"{}", 100)[:15]
+    for header in (b"\xa1g\xc6%b" % (70_000).to_bytes(4, "big"), b"\xa1g\xc5\xff\xff"):
+        assert_parser_agrees(head + header + bytes(70_000))
 
 
 @pytest.mark.parametrize("room", [0, 1, 2, 255, 1000])
@@ -399,6 +435,8 @@ def test_announcements_are_the_base_members_a_hello_or_both() -> None:
     assert packet.read_announcement(dict(HELLO)).enc_key is None
     assert packet.read_announcement(dict(BASE)).hello is None
     assert packet.read_announcement({**BASE, "port": None}).port is None
+    for nothing in ({"hello": None}, {"proof": None}, {"hello": None, "proof": None}):
+        assert packet.read_announcement({**BASE, **nothing}).hello is None
 
 
 @pytest.mark.parametrize(
@@ -406,6 +444,8 @@ def test_announcements_are_the_base_members_a_hello_or_both() -> None:
     [
         {}, {"port": 1}, {"enc_key": "e"}, {"enc_key": "e", "sign_key": "s"}, {**HELLO, "enc_key": "e"},
         {"hello": "aGVsbG8="}, {"proof": "cHJvb2Y="}, {**BASE, "hello": "aGVsbG8="}, {**BASE, "enc_key": 1},
+        {**BASE, "proof": "cHJvb2Y="}, {**BASE, "hello": ""}, {**BASE, "proof": ""},
+        {**BASE, **HELLO, "hello": None},
         {**BASE, "port": 0}, {**BASE, "port": 65536}, {**BASE, "port": True}, {**BASE, "port": "1"},
         {**BASE, "port": 1.0}, {**HELLO, "hello": "junk!"}, {**HELLO, "hello": "aGVsbG9="},
         {**HELLO, "proof": "\ud800"}, {**HELLO, "hello": None}, {**HELLO, "hello": 5},

@@ -182,6 +182,15 @@ def test_a_rotation_comes_to_its_end_although_the_other_end_has_one_key_in_two_s
     assert host.mode(B) == host.mode(C) == "session"
 
 
+@pytest.mark.parametrize("member", [{"port": 0}, {"port": "x"}, {"enc_key": 5}, {"later": None}])
+def test_members_that_a_rekey_does_not_have_are_ignored(member: dict[str, Any]) -> None:
+    _, host, rogue = rogue_and_host()
+    pair, key = rogue.come_up(B), SessionKey(1)
+    hello = rogue.hello(key, to_sign=rogue.theirs)
+    host.arrive(B, rogue.sealed(pair, {"type": "rekey", **rogue.signed(hello), **member}))
+    assert host.peer(B).session.enc == key.public
+
+
 def test_new_session_keys_are_taken_once_a_second_at_most() -> None:
     net, host, rogue = rogue_and_host()
     pair = rogue.come_up(B)
@@ -343,6 +352,31 @@ def test_a_ping_at_its_deadline_moves_the_deadline() -> None:
             session.run_timers(due)
             assert session.deadline() > due
         alice.node.outgoing.clear()
+
+
+def test_the_deadline_of_a_session_is_the_earliest_of_all() -> None:
+    never = float("inf")
+    _, alice, _ = two_in_session()
+    session = alice.peer(B).session
+    session._pair_with(session.local.current, bytes(range(1, 33)), 9)
+    session._known_path()
+    assert len(session.pairs) > 1
+    timers: list[tuple[Any, str]] = [
+        (session, name) for name in ("_acknowledge_at", "_rekey_at", "_suspect_at")
+    ]
+    timers += [(pair, "confirm_at") for pair in session.pairs]
+    timers += [(session._path, "due_at"), (session.local, "keepalive")]
+    for owner, name in timers:
+        setattr(owner, name, never)
+    session._sent_at = 0.0
+    assert session.deadline() == never
+    for number, (owner, name) in enumerate(reversed(timers)):
+        setattr(owner, name, 100.0 - number)
+        assert session.deadline() == 100.0 - number
+    session._move_pings = (90.0, 5.0)
+    assert session.deadline() == 5.0
+    session._move_pings, session._suspect_at, session.lost = (), 1.0, True
+    assert session.deadline() > 1.0, "a peer that is lost is asked by announcements"
 
 
 # ------------------------------------------------------------------------------------------ exchange of keys

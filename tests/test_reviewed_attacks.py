@@ -8,7 +8,7 @@ import logging
 import os
 import struct
 import time
-from typing import Callable
+from typing import Callable, Sequence
 
 import msgpack
 import pytest
@@ -234,6 +234,26 @@ def test_what_unpacks_in_several_batches_counts_together(shape: tuple[int, ...])
         parts = [[next(datagrams) for _ in range(count)] for count in shape]
         left = receiver._take_in([(Segments(b"".join(part), len(part[0])), source) for part in parts])
         assert sum(len(received) for received, _ in left) == 2
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (4, 1)])
+def test_messages_in_several_batches_keep_their_order_and_are_counted_once(shape: tuple[int, ...]) -> None:
+    frames = [packet.compress_frame(b"%d" % number * 400_000, 1300) for number in range(5)]
+    with UDPSocketClass(0, None) as receiver, UDPSocketClass(0) as sender:
+        got: list[bytes] = []
+        receiver.udp_recv_bytes.connect(lambda message, _: got.append(message[:1]))
+        strangers_session(sender, receiver)
+        peer = sender._node.table.by_name[address_of(receiver)]
+        with sender._lock:
+            _, sealed = sender._node.seal_messages(peer, frames, time.monotonic())
+        datagrams, source = iter(sealed), ("127.0.0.1", sender.recv_port)
+        batches: Sequence[Batch] = [([next(datagrams) for _ in range(count)], source) for count in shape]
+        rounds = []
+        while batches:
+            batches = receiver._take_in(batches)
+            rounds.append(len(got))
+        assert got == [b"0", b"1", b"2", b"3", b"4"]
+        assert rounds == [3, 5], "a round ends when it has unpacked a megabyte"
 
 
 def test_nonces_are_bounded_in_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,17 +246,29 @@ def test_the_receive_thread_keeps_watch_while_it_has_nobody_to_call(monkeypatch:
         assert told[0] >= began + retry_delay(0), "not for the datagram, but for the deadline"
 
 
-@pytest.mark.parametrize(("has_time", "in_seconds"), [(False, 60.0), (True, -0.001)])
+@pytest.mark.parametrize(
+    ("has_time", "in_seconds", "flushable"), [(False, 60.0, []), (True, -0.001, []), (True, 60.0, ["a peer"])]
+)
 def test_the_send_thread_keeps_watch_while_the_receive_thread_may_not_have_time(
-    has_time: bool, in_seconds: float, monkeypatch: pytest.MonkeyPatch
+    has_time: bool, in_seconds: float, flushable: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with UDPSocketClass(0) as sock, sock._lock, monkeypatch.context() as patch:
         told: list[bool] = []
         patch.setattr(sock._work, "notify", lambda: told.append(True))
         now = time.monotonic()
         sock._sleeps_until, sock._node.rotate_at = now + 120, now + in_seconds
+        sock._receiver_looks_at = now  # of the round before
+        patch.setattr(sock._node, "flushable", flushable)
         sock._share_deadlines_locked(now, has_time)
         assert told
+        assert sock._receiver_looks_at == math.inf
+
+
+def test_a_deadline_for_which_the_send_thread_wakes_is_not_watched_twice() -> None:
+    with UDPSocketClass(0) as sock, sock._lock:
+        now = time.monotonic()
+        sock._node.rotate_at, sock._sleeps_until = now + 60, now + 30
+        sock._share_deadlines_locked(now, has_time=True)
         assert sock._receiver_looks_at == math.inf
 
 

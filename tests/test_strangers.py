@@ -7,6 +7,7 @@ then shows what each flood came to.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import time
@@ -234,6 +235,30 @@ def test_a_flood_of_strangers(kind: str) -> None:
         f"\n{kind}: {FLOOD} in {took:.1f} s, newcomer after {net.now - arrived_at:.2f} s, "
         f"{sum(sent.values())} bytes answered to {sum(scene.came_from.values())}, {counted}"
     )
+
+
+def test_only_who_is_nobody_to_us_is_hopeless_in_a_flood() -> None:
+    net = FakeNet()
+    server = net.node(SERVER, ADDED)
+    node, is_hopeless, now = server.node, server.node._introductions.is_hopeless, net.now
+    base, place = ("10.0.0.7", 7), ("10.0.0.8", 8)
+    assert not is_hopeless(STRANGER, now)
+    while node._introductions.affordable(("10.1.0.1", 1), now):
+        pass
+    assert is_hopeless(("10.1.0.1", 2), now), "its IP has spent all"
+    assert not is_hopeless(STRANGER, now)
+    spenders = ((f"10.2.{number >> 8}.{number & 255}", 1) for number in itertools.count())
+    while node._introductions.affordable(next(spenders), now):
+        pass
+    assert [is_hopeless(source, now) for source in (STRANGER, base, place)] == [True, True, True]
+    assert not is_hopeless(ADDED, now)
+    assert not is_hopeless(STRANGER, now + 0.0011), "the budget has something again"
+    node.base.add(base, 2, now)
+    assert [is_hopeless(source, now) for source in (STRANGER, base, place)] == [True, False, True]
+    node.table.by_place[place] = [server.peer(ADDED)]
+    assert [is_hopeless(source, now) for source in (STRANGER, base, place)] == [True, False, False]
+    node.base.remove(base, keep_keys=True)
+    assert [is_hopeless(source, now) for source in (STRANGER, base, place)] == [True, True, False]
 
 
 def test_spoofed_base_announcements_fill_no_table_beyond_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
