@@ -185,6 +185,7 @@ class Carrier:
             # Also if there was no room for one of the peers until `stop`: the others' is sealed and counted.
             if direct:
                 datagrams = self._datagrams
+                datagrams.awaits_answer = True
                 for endpoint, sealed in direct:
                     datagrams.send(sealed, endpoint)
                 self._last_direct = time.monotonic()
@@ -239,6 +240,8 @@ class Carrier:
                 lookups = _taken(self._node.lookups) if self._node.lookups else ()
                 self._sending = bool(batches)
                 datagrams = self._datagrams
+            if batches:
+                datagrams.awaits_answer = True
             for endpoint, sealed in batches:
                 datagrams.send(sealed, endpoint)
             self._carry_out(effects, datagrams)

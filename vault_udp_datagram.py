@@ -91,7 +91,8 @@ class DatagramSocket(Transmitter):
 
     Attributes: those of :class:`Transmitter`; ``port``; ``receive_buffer``, the bytes granted by the system;
     ``gro``, whether datagrams come in segmented; ``kernel_drops``, the datagrams lost because that buffer was
-    full, where the system tells.
+    full, where the system tells; ``awaits_answer``, set by whoever sends what may be answered at once: while
+    answers come fast, ``receive`` does not go to sleep immediately.
     """
 
     def __init__(
@@ -134,6 +135,7 @@ class DatagramSocket(Transmitter):
         self._errors_in_a_row = 0
         self._polls_until_probe = 1
         self._polls_between_probes = 1
+        self.awaits_answer = False
         self._answers_come_fast = False
         self._is_drained = True
         self._received_at = 0.0
@@ -252,8 +254,8 @@ class DatagramSocket(Transmitter):
 
     def _note_pace(self) -> None:
         now = time.monotonic()
-        self._answers_come_fast = self._has_sent and now - self._received_at < BUSY_WAIT
-        self._received_at, self._has_sent = now, False
+        self._answers_come_fast = self.awaits_answer and now - self._received_at < BUSY_WAIT
+        self._received_at, self.awaits_answer = now, False
 
     def _fetch(self, limit: int) -> list[Batch]:
         """The batches that are there now, at most ``limit``; errors are counted."""

@@ -85,8 +85,6 @@ class Transmitter:
         self._lock = threading.Lock()  # counters and flags; never held in a call that may block
         self._warned_of_permission = False
         self._destinations: dict[Address, SocketAddress] = {}
-        self._has_sent = False
-        """Something was sent since whoever receives has looked."""
 
     def send(self, datagrams: Sequence[bytes], address: Address) -> int:
         """Send datagrams to one address, in order; return how many the system took.
@@ -101,7 +99,6 @@ class Transmitter:
         except OSError as error:
             self._refused(address, name_of(error), len(datagrams))
             return 0
-        self._has_sent = True
         if len(datagrams) == 1:
             try:
                 self._socket.sendto(datagrams[0], destination)

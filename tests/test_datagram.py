@@ -558,6 +558,7 @@ def test_system_calls_per_1000_datagrams_of_ping_pong(make: MakeSocket) -> None:
 def exchange(here: DatagramSocket, there: DatagramSocket) -> None:
     """``here`` sends something and is answered."""
     here.send([b"ping"], ("127.0.0.1", there.port))
+    here.awaits_answer = True
     there.send([b"pong"], ("127.0.0.1", here.port))
     assert here.receive() == [([b"pong"], ("127.0.0.1", there.port))]
 

@@ -264,6 +264,34 @@ def test_the_send_thread_keeps_watch_while_the_receive_thread_may_not_have_time(
         assert sock._receiver_looks_at == math.inf
 
 
+def test_answers_are_awaited_to_messages_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rotation is many datagrams that follow each other fast; to wait awake for each would burn a core."""
+    noted: dict[int, list[bool]] = {}
+
+    def note(sock: DatagramSocket, awaits: bool) -> None:
+        noted.setdefault(id(sock), []).append(awaits)
+
+    with pair() as (a, b):
+        monkeypatch.setattr(DatagramSocket, "awaits_answer", property(lambda _: False, note), raising=False)
+        inbox, epoch = Inbox(b), b._node.local.current.epoch
+        with b._lock:
+            b._node.rotate_at = time.monotonic()
+            b._work.notify()
+        session = a._node.table.by_name[address_of(b)].session
+        eventually(lambda: session.epoch == epoch + 1, "a has the new key")
+        eventually(lambda: all(one.opened for one in session.pairs), "the exchange is over")
+        assert not any(noted[id(a._datagrams)] + noted[id(b._datagrams)])
+        a.send_data("alone")
+        assert any(noted[id(a._datagrams)])
+        noted.clear()
+        with a._lock:
+            a._quick = 10**6  # as in a burst: the send thread takes over
+            a._last_direct = time.monotonic() + 60
+        a.send_data("in a burst")
+        assert inbox.wait_for_texts(2) == ["alone", "in a burst"]
+        assert any(noted[id(a._datagrams)])
+
+
 def test_a_deadline_for_which_the_send_thread_wakes_is_not_watched_twice() -> None:
     with UDPSocketClass(0) as sock, sock._lock:
         now = time.monotonic()
