@@ -286,8 +286,11 @@ class Node(Upkeep):
         """Act on a body that opened, if it is control; else return its messages."""
         session, body = peer.session, packet.read_body(body_bytes)
         if body.control:
+            epoch = session.epoch
             if session.receive_control(pair, body.control, source, len(body_bytes), fresh, now):
                 self._receive_goodbye(peer, now)
+            elif session.epoch > epoch:
+                self.rotate_in_step(now)
             return ()
         if not fresh:
             session.outside_window(pair, now)

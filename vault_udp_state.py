@@ -114,7 +114,7 @@ class NodeState:
         self.sequence = itertools.count()
         self._limiters: list[RateLimiter] = []
         self.rate_limiter = self.new_limiter(rate_limit) if rate_limit is not None else None
-        self.rotate_at = NEVER
+        self.rotate_at = self.may_rotate_at = NEVER
         self.rotated_at = now
 
     def new_limiter(self, max_per_second: float) -> RateLimiter:

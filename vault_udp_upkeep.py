@@ -33,8 +33,13 @@ else:
 
 
 REKEYS_AT_ONCE = 10
-REKEYS_PER_SECOND = 2000
+REKEYS_PER_SECOND = 1000
 """After a rotation, so that many sessions do not hold up the messages of all."""
+EARLIEST_ROTATION = 0.97
+LATEST_ROTATION = 1.05
+"""Lifetimes after the last rotation; in between, chance decides."""
+EARLIEST_IN_STEP = 0.95
+"""The same for a rotation together with a peer's. Earlier, for it comes late to whom a REKEY came late."""
 
 
 class Upkeep(NodeState):
@@ -59,7 +64,9 @@ class Upkeep(NodeState):
     def lifetime_changed(self, now: float) -> None:
         """The lifetime was set: it counts from now."""
         lifetime = self.encryption.lifetime
-        self.rotate_at = min(self.rotate_at, now + lifetime * (0.95 + 0.1 * self.rng.random()))
+        self.may_rotate_at = min(self.may_rotate_at, now + lifetime * EARLIEST_IN_STEP)
+        share = EARLIEST_ROTATION + (LATEST_ROTATION - EARLIEST_ROTATION) * self.rng.random()
+        self.rotate_at = min(self.rotate_at, now + lifetime * share)
         for address, link in self.base.links.items():
             link.refresh_at = min(link.refresh_at, now + lifetime / 2)
             peer = self.table.settled_at(address)
@@ -189,6 +196,15 @@ class Upkeep(NodeState):
         if link.refresh_at <= now:
             self.outgoing.append((link.address, self.base.sealed_announcement(link, self.port, now)))
 
+    def rotate_in_step(self, now: float) -> None:
+        """A peer has rotated: if it is nearly time for us, too, do it now, while both are awake for it.
+
+        A key exchange that comes alone costs an idle program five times what it costs among others. So ends
+        that talk to each other fall in step: who rotates first takes the others with it.
+        """
+        if now >= self.may_rotate_at:
+            self.rotate_at = min(self.rotate_at, now)
+
     def _rotate(self, now: float) -> None:
         self.local.rotate()
         self.rotated_at = now
@@ -210,5 +226,5 @@ class Upkeep(NodeState):
             self.schedule(peer)
         self.encryption.forget_old_nonces()
         self.forget_whole_allowances(now)
-        self.rotate_at = NEVER
+        self.rotate_at = self.may_rotate_at = NEVER
         self.lifetime_changed(now)

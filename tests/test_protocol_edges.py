@@ -191,6 +191,24 @@ def test_members_that_a_rekey_does_not_have_are_ignored(member: dict[str, Any]) 
     assert host.peer(B).session.enc == key.public
 
 
+def test_a_peer_with_new_keys_each_second_does_not_make_us_rotate_more_often() -> None:
+    net = FakeNet(seed=1)
+    host = net.node(A, lifetime=10)
+    rogue = Rogue(net, host)
+    pair = rogue.come_up(B)
+    rotations, epoch = [net.now], 0
+    for number in range(1, 120):
+        pair = rogue.rekey(B, pair, SessionKey(number))
+        host.arrive(B, rogue.sealed(pair, GOT))
+        net.run(1.1)
+        if host.node.local.current.epoch > epoch:
+            epoch += 1
+            assert host.node.local.current.epoch == epoch
+            rotations.append(net.now)
+    assert 12 <= len(rotations) <= 15
+    assert min(later - earlier for earlier, later in zip(rotations[1:], rotations[2:])) > 9.5 - 1.2
+
+
 def test_new_session_keys_are_taken_once_a_second_at_most() -> None:
     net, host, rogue = rogue_and_host()
     pair = rogue.come_up(B)

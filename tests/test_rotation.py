@@ -251,6 +251,93 @@ def test_retries_that_an_answer_has_made_needless_do_not_wake_anybody_up_each() 
     assert hub.wake_ups - before < 0.6 * rotations  # each has left a retry, which its answer overtook
 
 
+# ---------------------------------------------------------------------------------------------------- in step
+
+
+def note_rotations(host: Host) -> list[float]:
+    """The network's time of each rotation from now on."""
+    times: list[float] = []
+    rotate = host.node.local.rotate
+
+    def rotate_and_note() -> None:
+        times.append(host.net.now)
+        rotate()
+
+    host.node.local.rotate = rotate_and_note  # type: ignore[method-assign]
+    return times
+
+
+def assert_on_time(rotations: list[float], lifetime: float) -> None:
+    intervals = [later - earlier for earlier, later in zip(rotations, rotations[1:])]
+    assert intervals
+    assert min(intervals) >= 0.95 * lifetime - 0.001
+    assert max(intervals) <= 1.05 * lifetime + 0.001
+
+
+@pytest.mark.parametrize(("loss", "apart"), [(0.0, 0.1), (0.1, 2.0)])
+def test_ends_that_talk_to_each_other_rotate_together(loss: float, apart: float) -> None:
+    net = FakeNet(5, loss=loss, delay=0.02, jitter=0.02)
+    spokes = []
+    for number in range(8):
+        spokes.append(net.node((f"10.0.1.{number}", 2000), A))
+        net.run(0.4)  # they start one after the other
+    hub = net.node(A)
+    assert net.run_until(lambda: all(both_ready(hub, spoke) for spoke in spokes))
+    at_hub, at_spokes = note_rotations(hub), [note_rotations(spoke) for spoke in spokes]
+    net.run(25 * 60)
+    for rotations in (at_hub, *at_spokes):
+        assert_on_time(rotations, 60)
+    for number in range(-6, -1):
+        times = sorted(rotations[number] for rotations in (at_hub, *at_spokes))
+        assert times[-1] - times[0] < apart
+    assert all(hub.kinds_of_events(spoke.address) == ["ready"] for spoke in spokes)
+
+
+def test_two_that_rotate_together_need_six_datagrams() -> None:
+    net = FakeNet(delay=0.01)
+    bob, alice = net.node(B, A), net.node(A, B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(5)
+    before = len(net.sent)
+    assert net.run_until(lambda: alice.node.local.current.epoch == 1, limit=70)
+    began = net.now
+    net.run(1)
+    assert bob.node.local.current.epoch == 1
+    assert len(net.sent) - before == 6
+    assert net.now - began <= 1.1
+    for host, other in ((alice, B), (bob, A)):
+        pair = host.peer(other).session.send
+        assert pair is not None
+        assert pair.mine is host.node.local.current
+
+
+def test_nobody_rotates_with_a_peer_before_it_is_nearly_time() -> None:
+    net = FakeNet(delay=0.01)
+    bob, alice = net.node(B, A, lifetime=55), net.node(A, B, lifetime=65)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    assert net.run_until(lambda: bob.node.local.current.epoch == 1, limit=60)
+    net.run(1)
+    assert alice.node.local.current.epoch == 0
+
+
+def test_a_rekey_that_is_repeated_takes_nobody_with_it() -> None:
+    net = FakeNet(delay=0.01)
+    bob, alice = net.node(B, A, lifetime=54), net.node(A, B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(50)
+    alice.node.rotate_at = alice.now + 100
+    net.hook = lambda datagram: [] if datagram.src == A else [(0.01, datagram.data)]  # no answers
+    assert net.run_until(lambda: len(alice.peer(B).session.pairs) == 2, limit=8)
+    assert alice.now < alice.node.may_rotate_at
+    net.run(10)
+    assert alice.now > alice.node.may_rotate_at
+    assert bob.peer(A).session._rekeys > 3
+    assert alice.node.local.current.epoch == 0
+
+
+# ----------------------------------------------------------------------------------------------------- moving
+
+
 def test_who_has_moved_says_so_at_growing_intervals() -> None:
     net = FakeNet()
     bob, alice = net.node(B, A), net.node(A, B)
