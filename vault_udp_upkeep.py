@@ -211,11 +211,14 @@ class Upkeep(NodeState):
         alive = (self.local.current, self.local.previous)
         for tag in [tag for tag, pair in self.retired.items() if pair.mine not in alive]:
             del self.retired[tag]
-        for index, peer in enumerate(self.table.all()):
+        peers = self.table.all()
+        # All within a quarter of a lifetime: who hears of none of two keys of ours has lost us.
+        spread = min(1 / REKEYS_PER_SECOND, self.encryption.lifetime / 4 / max(1, len(peers)))
+        for index, peer in enumerate(peers):
             if len(peer.rejected) >= MAX_REJECTED:
                 peer.rejected = ()  # so many are told between two rotations, however many come
             had_pairs, was_up = bool(peer.session.pairs), peer.session.up
-            peer.session.after_rotation(now + index // REKEYS_AT_ONCE * REKEYS_AT_ONCE / REKEYS_PER_SECOND)
+            peer.session.after_rotation(now + index // REKEYS_AT_ONCE * REKEYS_AT_ONCE * spread)
             if was_up and not peer.session.up:
                 self.tell_lost(peer, "it did not follow our rotation")
             if had_pairs and peer.session.send is None:

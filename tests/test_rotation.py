@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 from fakenet import FakeNet, Host, both_ready
 
+import vault_udp_upkeep
 from vault_udp_layout import make_bodies
 from vault_udp_session import MOVE_PINGS
 
@@ -309,6 +310,23 @@ def test_two_that_rotate_together_need_six_datagrams() -> None:
         pair = host.peer(other).session.send
         assert pair is not None
         assert pair.mine is host.node.local.current
+
+
+@pytest.mark.parametrize(("per_second", "within"), [(100, 0.5), (2, 15.0)])
+def test_rekeys_are_spread_but_not_beyond_the_next_rotation(
+    per_second: int, within: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vault_udp_upkeep, "REKEYS_PER_SECOND", per_second)
+    net = FakeNet(delay=0.01)
+    spokes = [net.node((f"10.0.1.{number}", 2000)) for number in range(60)]
+    hub = net.node(A, *[spoke.address for spoke in spokes])
+    assert net.run_until(lambda: all(both_ready(hub, spoke) for spoke in spokes))
+    net.run(5)
+    hub.node._rotate(hub.now)
+    due = [peer.session._rekey_at - hub.now for peer in hub.node.table.all()]
+    assert due == sorted(due)
+    assert [due.count(when) for when in dict.fromkeys(due)] == [vault_udp_upkeep.REKEYS_AT_ONCE] * 6
+    assert 0.8 * within <= due[-1] <= within
 
 
 def test_nobody_rotates_with_a_peer_before_it_is_nearly_time() -> None:
