@@ -290,7 +290,7 @@ class Node(Upkeep):
             if session.receive_control(pair, body.control, source, len(body_bytes), fresh, now):
                 self._receive_goodbye(peer, now)
             elif session.epoch > epoch:
-                self.rotate_in_step(now)
+                self.follow_rotation(now)
             return ()
         if not fresh:
             session.outside_window(pair, now)
@@ -348,6 +348,7 @@ class Node(Upkeep):
             self.settle(peer, peer.session.endpoint)
         self.table.heard(peer, confirmed=True)
         self._remember(peer)
+        self.lead_rotations()
         self.became_ready(peer)
 
     def _receive_goodbye(self, peer: Peer, now: float) -> None:

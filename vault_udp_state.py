@@ -114,8 +114,10 @@ class NodeState:
         self.sequence = itertools.count()
         self._limiters: list[RateLimiter] = []
         self.rate_limiter = self.new_limiter(rate_limit) if rate_limit is not None else None
-        self.rotate_at = self.may_rotate_at = NEVER
-        self.rotated_at = now
+        self.rotate_at = self.lead_at = self.may_rotate_at = NEVER
+        """When our keys rotate next; when at the latest if we know several peers, and at the earliest."""
+        self.rekeyed_at = now
+        """When all peers will have been told of our last rotation."""
 
     def new_limiter(self, max_per_second: float) -> RateLimiter:
         """A limiter that forgets, once a rotation, whom it need not remember."""
@@ -237,7 +239,7 @@ class NodeState:
             peer.count(reason, count)
         if reason == "too_many_sessions":
             # Two rotations wipe the keys, and with them what had to be remembered of sessions long gone.
-            self.rotate_at = min(self.rotate_at, self.rotated_at + encryption_module.MIN_LIFETIME)
+            self.rotate_at = min(self.rotate_at, self.rekeyed_at + encryption_module.MIN_LIFETIME)
         if self._is_news(reason, now):
             # Who is limited is no stranger, and may be an honest one whose messages get lost.
             level = logging.WARNING if reason == "rate_limited" else logging.INFO

@@ -35,11 +35,11 @@ else:
 REKEYS_AT_ONCE = 10
 REKEYS_PER_SECOND = 1000
 """After a rotation, so that many sessions do not hold up the messages of all."""
-EARLIEST_ROTATION = 0.97
-LATEST_ROTATION = 1.05
-"""Lifetimes after the last rotation; in between, chance decides."""
+LEADING_ROTATION = (0.97, 1.0)
+ROTATION = (1.0, 1.05)
+"""Lifetimes after the last rotation, of who knows several peers and of others; in between, chance decides."""
 EARLIEST_IN_STEP = 0.95
-"""The same for a rotation together with a peer's. Earlier, for it comes late to whom a REKEY came late."""
+"""The same for who follows. Earlier, so that a REKEY that came late once does not leave anybody behind."""
 
 
 class Upkeep(NodeState):
@@ -63,10 +63,12 @@ class Upkeep(NodeState):
 
     def lifetime_changed(self, now: float) -> None:
         """The lifetime was set: it counts from now."""
-        lifetime = self.encryption.lifetime
+        lifetime, chance = self.encryption.lifetime, self.rng.random()
+        leading, own = (low + (high - low) * chance for low, high in (LEADING_ROTATION, ROTATION))
         self.may_rotate_at = min(self.may_rotate_at, now + lifetime * EARLIEST_IN_STEP)
-        share = EARLIEST_ROTATION + (LATEST_ROTATION - EARLIEST_ROTATION) * self.rng.random()
-        self.rotate_at = min(self.rotate_at, now + lifetime * share)
+        self.lead_at = min(self.lead_at, now + lifetime * leading)
+        self.rotate_at = min(self.rotate_at, now + lifetime * own)
+        self.lead_rotations()
         for address, link in self.base.links.items():
             link.refresh_at = min(link.refresh_at, now + lifetime / 2)
             peer = self.table.settled_at(address)
@@ -196,24 +198,29 @@ class Upkeep(NodeState):
         if link.refresh_at <= now:
             self.outgoing.append((link.address, self.base.sealed_announcement(link, self.port, now)))
 
-    def rotate_in_step(self, now: float) -> None:
-        """A peer has rotated: if it is nearly time for us, too, do it now, while both are awake for it.
+    # A key exchange that comes alone costs an idle program five times what it costs among others. So who has
+    # one peer rotates with it, and who has several rotates before they do. It does not follow any of them:
+    # when it rotates would tell the others whom it talks to.
 
-        A key exchange that comes alone costs an idle program five times what it costs among others. So ends
-        that talk to each other fall in step: who rotates first takes the others with it.
-        """
-        if now >= self.may_rotate_at:
+    def lead_rotations(self) -> None:
+        """Rotate before those who know nobody but us, if we know several peers."""
+        if len(self.table.by_name) > 1:
+            self.rotate_at = min(self.rotate_at, self.lead_at)
+
+    def follow_rotation(self, now: float) -> None:
+        """A peer has rotated: do so now if it is the only one, and nearly time for us, too."""
+        if len(self.table.by_name) == 1 and now >= self.may_rotate_at:
             self.rotate_at = min(self.rotate_at, now)
 
     def _rotate(self, now: float) -> None:
         self.local.rotate()
-        self.rotated_at = now
         alive = (self.local.current, self.local.previous)
         for tag in [tag for tag, pair in self.retired.items() if pair.mine not in alive]:
             del self.retired[tag]
-        peers = self.table.all()
+        peers = sorted(self.table.all(), key=lambda peer: peer.session.send is None)
         # All within a quarter of a lifetime: who hears of none of two keys of ours has lost us.
         spread = min(1 / REKEYS_PER_SECOND, self.encryption.lifetime / 4 / max(1, len(peers)))
+        self.rekeyed_at = now + len(peers) * spread
         for index, peer in enumerate(peers):
             if len(peer.rejected) >= MAX_REJECTED:
                 peer.rejected = ()  # so many are told between two rotations, however many come
@@ -229,5 +236,5 @@ class Upkeep(NodeState):
             self.schedule(peer)
         self.encryption.forget_old_nonces()
         self.forget_whole_allowances(now)
-        self.rotate_at = self.may_rotate_at = NEVER
+        self.rotate_at = self.lead_at = self.may_rotate_at = NEVER
         self.lifetime_changed(now)

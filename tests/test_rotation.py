@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from fakenet import FakeNet, Host, both_ready
 
@@ -246,7 +248,7 @@ def test_retries_that_an_answer_has_made_needless_do_not_wake_anybody_up_each() 
     assert net.run_until(lambda: all(both_ready(hub, spoke) for spoke in spokes))
     net.run(2)  # what confirms the sessions
     before = hub.wake_ups
-    net.run(120)
+    net.run(125)
     rotations = sum(spoke.node.local.current.epoch for spoke in spokes)
     assert rotations >= 60
     assert hub.wake_ups - before < 0.6 * rotations  # each has left a retry, which its answer overtook
@@ -276,12 +278,12 @@ def assert_on_time(rotations: list[float], lifetime: float) -> None:
 
 
 @pytest.mark.parametrize(("loss", "apart"), [(0.0, 0.1), (0.1, 2.0)])
-def test_ends_that_talk_to_each_other_rotate_together(loss: float, apart: float) -> None:
+def test_who_has_one_peer_rotates_with_it(loss: float, apart: float) -> None:
     net = FakeNet(5, loss=loss, delay=0.02, jitter=0.02)
     spokes = []
     for number in range(8):
         spokes.append(net.node((f"10.0.1.{number}", 2000), A))
-        net.run(0.4)  # they start one after the other
+        net.run(0.2)  # they start one after the other
     hub = net.node(A)
     assert net.run_until(lambda: all(both_ready(hub, spoke) for spoke in spokes))
     at_hub, at_spokes = note_rotations(hub), [note_rotations(spoke) for spoke in spokes]
@@ -289,8 +291,80 @@ def test_ends_that_talk_to_each_other_rotate_together(loss: float, apart: float)
     for rotations in (at_hub, *at_spokes):
         assert_on_time(rotations, 60)
     for number in range(-6, -1):
-        times = sorted(rotations[number] for rotations in (at_hub, *at_spokes))
-        assert times[-1] - times[0] < apart
+        times = [rotations[number] for rotations in at_spokes]
+        assert min(times) - at_hub[number] > 0, "the hub leads"
+        assert max(times) - at_hub[number] < apart
+    assert all(hub.kinds_of_events(spoke.address) == ["ready"] for spoke in spokes)
+
+
+def test_who_has_several_peers_follows_none() -> None:
+    """When it rotates would tell each of them whom it talks to."""
+    net = FakeNet(delay=0.01)
+    ends = [net.node(A), net.node(B, A), net.node(("10.0.0.3", 1003), A, B)]
+    assert net.run_until(lambda: all(both_ready(a, b) for a, b in itertools.combinations(ends, 2)))
+    times = [note_rotations(end) for end in ends]
+    net.run(10 * 60)
+    for rotations in times:
+        assert_on_time(rotations, 60)
+    together = [a for a, b in itertools.permutations(times, 2) for x in a for y in b if abs(x - y) < 0.05]
+    assert len(together) <= 2
+
+
+@pytest.mark.parametrize(("peers", "earliest", "latest"), [(1, 1.0, 1.05), (2, 0.97, 1.0)])
+def test_chance_decides_when_an_end_rotates_by_itself(peers: int, earliest: float, latest: float) -> None:
+    net = FakeNet(delay=0.01)
+    others = [net.node((f"10.0.1.{number}", 2000), lifetime=1000) for number in range(peers)]
+    end = net.node(A, *[other.address for other in others], lifetime=10)
+    assert net.run_until(lambda: all(both_ready(end, other) for other in others))
+    times = note_rotations(end)
+    net.run(1500)
+    intervals = [(later - earlier) / 10 for earlier, later in zip(times, times[1:])]
+    width = latest - earliest
+    assert earliest - 1e-4 <= min(intervals) < earliest + width / 8
+    assert latest - width / 8 < max(intervals) <= latest + 1e-4
+
+
+def test_a_lifetime_that_is_set_again_and_again_puts_nothing_off() -> None:
+    net = FakeNet(delay=0.01)
+    bob, alice = net.node(B, A), net.node(A, B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    for _ in range(13):
+        net.run(5)
+        alice.set_lifetime(60)
+    assert alice.node.local.current.epoch == 1
+
+
+def test_what_follows_a_rekey_in_its_batch_is_received_before_we_rotate() -> None:
+    net = FakeNet(delay=0.01)
+    bob, alice = net.node(B, A), net.node(A, B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(50)
+    alice.node.may_rotate_at = alice.now
+    bob.node._rotate(bob.now)
+    bob.node.run_timers(bob.now)
+    (rekey,) = [datagram for _, datagram in bob.node.outgoing]
+    _, data = bob.node.seal_messages(bob.peer(A), [b"behind it"], bob.now)
+    alice.node.receive([rekey, *data], B, alice.now)
+    assert alice.node.deliveries == [(B, [b"behind it"])]
+    assert alice.node.local.current.epoch == 0
+    assert alice.node.deadline() <= alice.now
+    alice.node.run_timers(alice.now)
+    assert alice.node.local.current.epoch == 1
+
+
+def test_early_rotations_wait_until_all_peers_were_told_of_the_last_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(vault_udp_upkeep, "REKEYS_PER_SECOND", 10)
+    net = FakeNet(delay=0.01)
+    spokes = [net.node((f"10.0.1.{number}", 2000)) for number in range(60)]
+    hub = net.node(A, *[spoke.address for spoke in spokes])
+    assert net.run_until(lambda: all(both_ready(hub, spoke) for spoke in spokes))
+    times = note_rotations(hub)
+    net.every(1.0, lambda: hub.node.count_drop("too_many_sessions", B, hub.now), until=net.now + 100)
+    net.run(100)
+    intervals = [later - earlier for earlier, later in zip(times, times[1:])]
+    assert 10.9 < min(intervals) <= max(intervals) < 12.1, "6 s of REKEYs, and 5"
     assert all(hub.kinds_of_events(spoke.address) == ["ready"] for spoke in spokes)
 
 
