@@ -217,6 +217,7 @@ class Upkeep(NodeState):
         alive = (self.local.current, self.local.previous)
         for tag in [tag for tag, pair in self.retired.items() if pair.mine not in alive]:
             del self.retired[tag]
+        # Who has no session is told nothing, and keeps nobody waiting.
         peers = sorted(self.table.all(), key=lambda peer: peer.session.send is None)
         # All within a quarter of a lifetime: who hears of none of two keys of ours has lost us.
         spread = min(1 / REKEYS_PER_SECOND, self.encryption.lifetime / 4 / max(1, len(peers)))

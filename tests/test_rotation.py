@@ -328,10 +328,13 @@ def test_a_lifetime_that_is_set_again_and_again_puts_nothing_off() -> None:
     net = FakeNet(delay=0.01)
     bob, alice = net.node(B, A), net.node(A, B)
     assert net.run_until(lambda: both_ready(alice, bob))
+    node = alice.node
+    first = node.may_rotate_at, node.lead_at, node.rotate_at
     for _ in range(13):
         net.run(5)
         alice.set_lifetime(60)
-    assert alice.node.local.current.epoch == 1
+        assert node.local.current.epoch or first == (node.may_rotate_at, node.lead_at, node.rotate_at)
+    assert node.local.current.epoch == 1
 
 
 def test_what_follows_a_rekey_in_its_batch_is_received_before_we_rotate() -> None:
@@ -401,6 +404,28 @@ def test_rekeys_are_spread_but_not_beyond_the_next_rotation(
     assert due == sorted(due)
     assert [due.count(when) for when in dict.fromkeys(due)] == [vault_udp_upkeep.REKEYS_AT_ONCE] * 6
     assert 0.8 * within <= due[-1] <= within
+
+
+def test_peers_without_a_session_keep_nobody_waiting_for_a_rekey() -> None:
+    net = FakeNet(delay=0.01)
+    absent = [(f"10.0.2.{number}", 2000) for number in range(40)]
+    bob, hub = net.node(B), net.node(A, *absent, B)
+    assert net.run_until(lambda: both_ready(hub, bob))
+    net.run(5)
+    hub.node._rotate(hub.now)
+    assert hub.peer(B).session._rekey_at == hub.now
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_who_meets_a_second_peer_leads_from_the_first_rotation_on(seed: int) -> None:
+    net = FakeNet(seed, delay=0.01)
+    hub = net.node(A)
+    times = note_rotations(hub)
+    spokes = [net.node((f"10.0.1.{number}", 2000), A) for number in range(2)]
+    assert net.run_until(lambda: all(both_ready(hub, spoke) for spoke in spokes))
+    net.run(60)
+    assert len(times) == 1
+    assert 0.97 * 60 <= times[0] <= 60
 
 
 def test_nobody_rotates_with_a_peer_before_it_is_nearly_time() -> None:
