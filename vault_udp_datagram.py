@@ -228,10 +228,8 @@ class DatagramSocket(Transmitter):
                 self._forget_wakes()
                 return []
             # What came to former ports was sent before.
-            earlier = [
-                batch for previous in self._previous for batch in previous._fetch(MAX_BATCHES_PER_RECEIVE)
-            ]
-            batches = earlier + self._fetch(1)
+            batches = self._fetch_from_previous() if self._previous else []
+            batches += self._fetch(1)
             if batches:
                 is_flood = len(batches[0][0]) > 1
                 self._polls_until_probe = 0 if is_flood else max(0, self._polls_until_probe - 1)
@@ -245,7 +243,7 @@ class DatagramSocket(Transmitter):
         """Ask for datagrams for `BUSY_WAIT` seconds without sleeping: waking up would cost as much."""
         until = time.monotonic() + BUSY_WAIT
         while time.monotonic() < until:
-            batches = self._fetch(MAX_BATCHES_PER_RECEIVE)
+            batches = self._fetch(1)
             if batches:
                 return batches
             yield_processor()  # whoever is to answer may wait for this very one
@@ -256,6 +254,9 @@ class DatagramSocket(Transmitter):
         now = time.monotonic()
         self._answers_come_fast = self.awaits_answer and now - self._received_at < BUSY_WAIT
         self._received_at, self.awaits_answer = now, False
+
+    def _fetch_from_previous(self) -> list[Batch]:
+        return [batch for previous in self._previous for batch in previous._fetch(MAX_BATCHES_PER_RECEIVE)]
 
     def _fetch(self, limit: int) -> list[Batch]:
         """The batches that are there now, at most ``limit``; errors are counted."""

@@ -581,6 +581,19 @@ def test_a_fast_answer_is_awaited_without_sleeping(answered: tuple[DatagramSocke
     assert not polls
 
 
+def test_a_fast_answer_costs_one_call_each_way(make: MakeSocket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind an answer nothing is looked for: who has answered waits for what it is sent now."""
+    monkeypatch.setattr(datagram, "BUSY_WAIT", 60.0)
+    factory = Factory()
+    here, there = make(0, None, factory), make()
+    for _ in range(2):
+        exchange(here, there)
+    factory.fakes[0].calls.clear()
+    for _ in range(10):
+        exchange(here, there)
+    assert factory.fakes[0].system_calls() == 20
+
+
 def test_who_is_awaited_gets_the_processor(
     answered: tuple[DatagramSocket, DatagramSocket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
