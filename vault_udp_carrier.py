@@ -22,11 +22,12 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple, Sequence, TypeVar
+from typing import TYPE_CHECKING, Sequence, Tuple, TypeVar
 
 if TYPE_CHECKING or not __package__:
     from vault_udp_address import Address
     from vault_udp_datagram import Batch, DatagramSocket, SocketClosed
+    from vault_udp_delivery import Delivery
     from vault_udp_encryption import VaultAsymmetricEncryption
     from vault_udp_errors import StoppedError
     from vault_udp_layout import MESSAGE_OVERHEAD
@@ -37,6 +38,7 @@ if TYPE_CHECKING or not __package__:
 else:
     from .vault_udp_address import Address
     from .vault_udp_datagram import Batch, DatagramSocket, SocketClosed
+    from .vault_udp_delivery import Delivery
     from .vault_udp_encryption import VaultAsymmetricEncryption
     from .vault_udp_errors import StoppedError
     from .vault_udp_layout import MESSAGE_OVERHEAD
@@ -66,13 +68,10 @@ BURST_LENGTH = 4
 """So many messages, each so many seconds after the one before, are a burst: the send thread takes over."""
 
 
-class _Effects(NamedTuple):
-    """What the node has decided, to be carried out without the lock."""
-
-    outgoing: Sequence[tuple[Address, bytes]]
-    deliveries: Sequence[tuple[Address, Sequence[bytes]]]
-    events: Sequence[Event]
-
+Outgoing = Tuple[Address, bytes]
+"""A datagram and where to send it."""
+Messages = Tuple[Address, Sequence[bytes]]
+"""What has come from somebody, in order."""
 
 _open_sockets: weakref.WeakSet[Carrier] = weakref.WeakSet()
 
@@ -139,6 +138,7 @@ class Carrier:
         """A deadline that the send thread does not know of, as the receive thread has time for it."""
         self._stopped = False
         self._for_callbacks: deque[Event] = deque()
+        self._delivery = Delivery(node, self._lock, self._slot_connected)
         self._receiver = threading.Thread(target=self._receive_loop, name="vault-udp-receive", daemon=True)
         self._sender = threading.Thread(target=self._send_loop, name="vault-udp-send", daemon=True)
 
@@ -154,15 +154,6 @@ class Carrier:
 
     def _tell(self, event: Event) -> None:
         """Pass an event on; in the receive thread, without the lock."""
-        raise NotImplementedError
-
-    def _deliver_all(self, deliveries: Sequence[tuple[Address, Sequence[bytes]]]) -> None:
-        """Pass messages on, also what was kept; in the receive thread, without the lock."""
-        raise NotImplementedError
-
-    @property
-    def _keeps_messages(self) -> bool:
-        """Whether `_deliver_all` has kept messages for a slot; in the receive thread."""
         raise NotImplementedError
 
     # ---------------------------------------------------------------------------------------- the way out
@@ -236,7 +227,7 @@ class Carrier:
                 batches = self._take_batches_locked(now)
                 if stopped and not batches:
                     self._node.close(now)
-                effects = self._take_effects_locked()
+                outgoing, _, events = self._take_effects_locked()
                 lookups = _taken(self._node.lookups) if self._node.lookups else ()
                 self._sending = bool(batches)
                 datagrams = self._datagrams
@@ -244,10 +235,10 @@ class Carrier:
                 datagrams.awaits_answer = True
             for endpoint, sealed in batches:
                 datagrams.send(sealed, endpoint)
-            self._carry_out(effects, datagrams)
+            self._send_each(outgoing, datagrams)
             if lookups:
                 self._resolver.look_up(lookups)
-            if effects.events:
+            if events:
                 datagrams.wake()
             if stopped and not batches:
                 return
@@ -344,12 +335,12 @@ class Carrier:
                 if decided < len(received):
                     left = [(received[decided:], source), *batches[position + 1 :]]
                     break
-            effects = self._take_effects_locked()
-            calls_back = effects.deliveries or self._for_callbacks or self._keeps_messages
-            self._share_deadlines_locked(now, has_time=not calls_back and len(effects.outgoing) < 2)
+            outgoing, deliveries, _ = self._take_effects_locked()
+            calls_back = deliveries or self._for_callbacks or self._delivery.keeps_messages
+            self._share_deadlines_locked(now, has_time=not calls_back and len(outgoing) < 2)
             sending = self._datagrams  # another one if a callback or another thread has changed the port
-        self._carry_out(effects, sending)
-        self._call_back(effects.deliveries)
+        self._send_each(outgoing, sending)
+        self._call_back(deliveries)
         return left
 
     def _share_deadlines_locked(self, now: float, has_time: bool) -> None:
@@ -364,23 +355,31 @@ class Carrier:
             self._receiver_looks_at = NEVER
             self._wake_sender_locked()
 
-    def _take_effects_locked(self) -> _Effects:
+    def _take_effects_locked(self) -> tuple[Sequence[Outgoing], Sequence[Messages], Sequence[Event]]:
+        """What the node has decided, to be carried out without the lock: outgoing, deliveries, events.
+
+        Callbacks are left to the receive thread, which finds the events in `_for_callbacks`.
+        """
         node = self._node
         if node.events:
             self._ready.notify_all()
             # Under the lock, so that they are told in the order in which they came to be.
             self._for_callbacks.extend(node.events)
-        return _Effects(_taken(node.outgoing), _taken(node.deliveries), _taken(node.events))
+        return _taken(node.outgoing), _taken(node.deliveries), _taken(node.events)
 
-    def _carry_out(self, effects: _Effects, datagrams: DatagramSocket) -> None:
-        """What both threads do with decisions; callbacks are left to the receive thread."""
-        for endpoint, datagram in effects.outgoing:
+    @staticmethod
+    def _send_each(outgoing: Sequence[Outgoing], datagrams: DatagramSocket) -> None:
+        for endpoint, datagram in outgoing:
             datagrams.send((datagram,), endpoint)
 
-    def _call_back(self, deliveries: Sequence[tuple[Address, Sequence[bytes]]]) -> None:
+    def _call_back(self, deliveries: Sequence[Messages]) -> None:
         while self._for_callbacks:
             self._tell(self._for_callbacks.popleft())
-        self._deliver_all(deliveries)
+        self._delivery.deliver_all(deliveries)
+
+    def _slot_connected(self) -> None:
+        if self._delivery.waits_for_slot:
+            self._datagrams.wake()
 
     # --------------------------------------------------------------------------------- changes, the end
 

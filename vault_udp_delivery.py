@@ -93,7 +93,10 @@ class Delivery:
             self._node.count_undelivered(reason, address)
 
     def _deliver(self, address: Address, messages: Sequence[bytes]) -> None:
-        self.everything.emit_each(messages, address)
+        if len(messages) == 1:
+            self.everything.emit(messages[0], address)
+        else:
+            self.everything.emit_each(messages, address)
         if self.texts.connected:
             self.texts.emit_each(self._texts(messages, address), address)
 

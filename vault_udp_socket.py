@@ -16,7 +16,7 @@ import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Callable, Sequence, Union
+from typing import TYPE_CHECKING, Any, Callable, Union
 
 from PySignal import Signal
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_address import Address, canonical_host, is_host, resolve_literal
     from vault_udp_carrier import Carrier
     from vault_udp_datagram import DatagramSocket
-    from vault_udp_delivery import Delivery
     from vault_udp_encryption import InvalidLifetimeError, VaultAsymmetricEncryption, check_lifetime
     from vault_udp_errors import (
         BindError,
@@ -62,7 +61,6 @@ else:
     from .vault_udp_address import Address, canonical_host, is_host, resolve_literal
     from .vault_udp_carrier import Carrier
     from .vault_udp_datagram import DatagramSocket
-    from .vault_udp_delivery import Delivery
     from .vault_udp_encryption import InvalidLifetimeError, VaultAsymmetricEncryption, check_lifetime
     from .vault_udp_errors import (
         BindError,
@@ -227,7 +225,6 @@ class UDPSocketClass(Carrier):
                 wall=time.time(),
             )
             super().__init__(encryption, datagrams, node)
-            self._delivery = Delivery(node, self._lock, self._slot_connected)
             self.udp_recv_data, self.udp_recv_bytes = self._delivery.texts, self._delivery.everything
             self.udp_peer_ready = SafeSignal()
             self.udp_peer_lost = SafeSignal()
@@ -469,17 +466,6 @@ class UDPSocketClass(Carrier):
             return [self._node.contact(address, time.monotonic())]
 
     # ----------------------------------------------------------------------------------------- receiving
-
-    def _deliver_all(self, deliveries: Sequence[tuple[Address, Sequence[bytes]]]) -> None:
-        self._delivery.deliver_all(deliveries)
-
-    @property
-    def _keeps_messages(self) -> bool:
-        return self._delivery.keeps_messages
-
-    def _slot_connected(self) -> None:
-        if self._delivery.waits_for_slot:
-            self._datagrams.wake()
 
     def _tell(self, event: Event) -> None:
         if event.kind == "ready":

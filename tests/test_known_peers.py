@@ -226,14 +226,14 @@ def test_after_a_restart_a_changed_key_is_refused_and_told_once(
 def test_who_was_met_is_written_although_the_program_stops_at_once(
     known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    carry_out = UDPSocketClass._carry_out
+    call_back = UDPSocketClass._call_back
 
-    def after_stop(self: UDPSocketClass, effects: Any, datagrams: Any) -> None:
-        if any(event.kind == "met" for event in effects.events):
+    def after_stop(self: UDPSocketClass, deliveries: Any) -> None:
+        if any(event.kind == "met" for event in self._for_callbacks):
             eventually(lambda: self._stopped, "stop is called")
-        carry_out(self, effects, datagrams)
+        call_back(self, deliveries)
 
-    monkeypatch.setattr(UDPSocketClass, "_carry_out", after_stop)
+    monkeypatch.setattr(UDPSocketClass, "_call_back", after_stop)
     with UDPSocketClass(0, identity_file=tmp_path / "identity") as server:
         with UDPSocketClass(0, known_peers_file=known) as client:
             client.add_peer(address_of(server))

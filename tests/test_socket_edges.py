@@ -317,10 +317,10 @@ def test_what_the_receive_thread_may_be_busy_with(busy_with: str, monkeypatch: p
             return 1
 
         patch.setattr(sock, "_share_deadlines_locked", lambda _, has_time: asked.append(has_time))
-        patch.setattr(sock, "_carry_out", lambda *_: None)
+        patch.setattr(sock, "_send_each", lambda *_: None)
         patch.setattr(sock._node, "receive", receive)
         if busy_with == "kept messages":
-            sock._deliver_all([(source, [b"text"])])
+            sock._delivery.deliver_all([(source, [b"text"])])
         sock._take_in([([b"datagram"], source)])
         assert asked == [busy_with == "nothing"]
 
@@ -329,9 +329,9 @@ def test_events_are_told_in_the_order_in_which_they_came_to_be() -> None:
     with pair() as (a, _):
         with a._lock:
             a._node.events.append(Event("lost", ("192.0.2.1", 1), "first"))
-            first = a._take_effects_locked()
+            _, _, first = a._take_effects_locked()
             a._node.events.append(Event("ready", ("192.0.2.1", 1)))
             a._take_effects_locked()
             waiting = [event.kind for event in a._for_callbacks]
-        assert [event.kind for event in first.events] == ["lost"]
+        assert [event.kind for event in first] == ["lost"]
         assert waiting[-2:] == ["lost", "ready"]
