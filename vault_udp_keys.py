@@ -27,14 +27,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
 if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
     from vault_udp_address import Address
-    from vault_udp_layout import Layout, StoredBodies, no_layout, read_messages
+    from vault_udp_layout import Layout, StoredBodies, bare_layout, no_layout, read_messages
     from vault_udp_packet import PacketError
     from vault_udp_replay import CounterWindow
     from vault_udp_segments import Segments
+    from vault_udp_socket_helper import Buffer
 else:
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address
-    from .vault_udp_layout import Layout, StoredBodies, no_layout, read_messages
+    from .vault_udp_layout import Layout, StoredBodies, bare_layout, no_layout, read_messages
     from .vault_udp_packet import PacketError
     from .vault_udp_replay import CounterWindow
     from .vault_udp_segments import Segments
@@ -59,20 +60,46 @@ _RANDOM = struct.Struct("8s")
 NONCE_SLOT = 10.0
 
 
+_NONCE = struct.Struct(">8s8sQ")
+"""Tag, random bytes and counter; the plaintext begins with the last two again."""
+_COUNTER_AND_TIME = struct.Struct(">Qd")
+
+
+@functools.lru_cache(maxsize=2048)
+def _plaintext(body: str) -> struct.Struct:
+    """Random bytes and counter of the nonce, timestamp, and a body of that format."""
+    return struct.Struct(f">8sQd{body}")
+
+
 @functools.lru_cache(maxsize=2048)
 def _datagram(body: str) -> struct.Struct:
-    """A datagram where it is sealed and opened, with a body of that format.
-
-    Tag, random bytes and counter, which are the nonce; the last two again, timestamp and body: the plaintext.
-    """
+    """A datagram where it is sealed and opened in a run: nonce, room for the authenticator, plaintext."""
     return struct.Struct(f">8s8sQ{crypto.AUTHENTICATOR_SIZE}x8sQd{body}")
 
 
-def _parts(opened: memoryview) -> tuple[int, float, bytes] | None:
+def _parts(nonce: Buffer, plain: Buffer) -> tuple[int, float, bytes] | None:
     """Counter, timestamp and body of an opened datagram; None if it is not under the nonce that it says."""
-    form = _datagram(f"{len(opened) - SEALED_OVERHEAD}s")
-    _, outer_random, outer_counter, random, counter, timestamp, body = form.unpack(opened)
-    return (counter, timestamp, body) if (outer_random, outer_counter) == (random, counter) else None
+    if plain[:16] != nonce[TAG_SIZE:]:
+        return None
+    counter, timestamp = _COUNTER_AND_TIME.unpack_from(plain, 8)
+    return counter, timestamp, bytes(plain[24:])
+
+
+def _opened(key: bytes, datagram: bytes) -> tuple[int, float, bytes]:
+    """Counter, timestamp and body of a sealed datagram.
+
+    Raises:
+        PacketError: ``bad_length``, ``forged``.
+    """
+    if len(datagram) < MIN_SEALED_SIZE:
+        raise PacketError("bad_length")
+    try:
+        parts = _parts(datagram[: crypto.NONCE_SIZE], crypto.open_sealed(key, datagram))
+    except crypto.DecryptionError as error:
+        raise PacketError("forged") from error
+    if parts is None:
+        raise PacketError("forged")
+    return parts
 
 
 class Hello(NamedTuple):
@@ -274,27 +301,30 @@ class Pair:
     def seal(self, bodies: Sequence[bytes], timestamp: float) -> Sequence[bytes]:
         """The sealed datagrams around `bodies`; each uses up one counter."""
         if bodies.__class__ is StoredBodies:
-            layout = bodies.layout
-            return self._seal_alike(layout.fields, layout.head, bodies.messages, layout.tail, timestamp)
-        if len(set(map(len, bodies))) == 1:
-            return self._seal_alike(f"0s{len(bodies[0])}s0s", b"", bodies, b"", timestamp)
-        return [datagram for body in bodies for datagram in self.seal((body,), timestamp)]
+            layout, middles = bodies.layout, bodies.messages
+        elif len(set(map(len, bodies))) == 1:
+            layout, middles = bare_layout(len(bodies[0])), bodies
+        else:
+            return [datagram for body in bodies for datagram in self.seal((body,), timestamp)]
+        if len(middles) == 1:
+            return (self.seal_one(layout, middles[0], timestamp),)
+        return self._seal_alike(layout, middles, timestamp)
 
-    def _seal_alike(
-        self, fields: str, head: bytes, middles: Sequence[bytes], tail: bytes, timestamp: float
-    ) -> Sequence[bytes]:
-        """`seal` for bodies of one length that differ in their middles only."""
-        # The counter alone makes the nonce unique under this key, also for a signal handler that seals right
-        # now: `next` is one step. The random bytes are there because whoever learns one nonce must not know
-        # the message nonce of another datagram, and for copies of this process.
-        form, workspace = _datagram(fields), self._workspaces.take()
-        size, pack, run, tag = form.size, form.pack_into, workspace.run, self._seal_tag
-        if len(middles) == 1:  # without the loops, which cost it a quarter more
-            random, counter = crypto.random_bytes(_RANDOM.size), next(self.counters)
-            pack(run, 0, tag, random, counter, random, counter, timestamp, head, middles[0], tail)
-            sealed = workspace.seal_run(self._seal_key, size, 1)
-            self._workspaces.give_back(workspace)
-            return (sealed,)
+    # The counter alone makes the nonce unique under this key, also for a signal handler that seals right now:
+    # `next` is one step. The random bytes are there because whoever learns one nonce must not know the
+    # message nonce of another datagram, and for copies of this process.
+
+    def seal_one(self, layout: Layout, middle: bytes, timestamp: float) -> bytes:
+        """`seal` for the body of that layout around `middle`."""
+        random, counter = crypto.random_bytes(_RANDOM.size), next(self.counters)
+        plain = _plaintext(layout.fields).pack(random, counter, timestamp, layout.head, middle, layout.tail)
+        return crypto.seal(self._seal_key, _NONCE.pack(self._seal_tag, random, counter), plain)
+
+    def _seal_alike(self, layout: Layout, middles: Sequence[bytes], timestamp: float) -> Segments:
+        """`seal_one` for each of many, in memory that is used again."""
+        form, head, tail, tag = _datagram(layout.fields), layout.head, layout.tail, self._seal_tag
+        workspace = self._workspaces.take()
+        size, pack, run = form.size, form.pack_into, workspace.run
         most, runs = crypto.RUN_SIZE // size, []
         for first in range(0, len(middles), most):
             part, at = middles[first : first + most], 0
@@ -313,23 +343,10 @@ class Pair:
             PacketError: ``bad_length``, ``forged`` (does not open), ``replayed`` (its counter was accepted,
                 or is too old).
         """
-        counter, timestamp, body = self._opened(self._open_key, datagram)
+        counter, timestamp, body = _opened(self._open_key, datagram)
         if not self.window.accept(counter):
             raise PacketError("replayed")
         return timestamp, body
-
-    def _opened(self, key: bytes, datagram: bytes) -> tuple[int, float, bytes]:
-        size = len(datagram)
-        if size < MIN_SEALED_SIZE:
-            raise PacketError("bad_length")
-        workspace = self._workspaces.take()
-        workspace.run[:size] = datagram
-        is_authentic = workspace.open_run(key, size, 1) == 1
-        parts = _parts(workspace.run[:size]) if is_authentic else None
-        self._workspaces.give_back(workspace)
-        if parts is None:
-            raise PacketError("forged")
-        return parts
 
     def has_sealed(self, datagram: bytes) -> bool:
         """Whether the datagram bears the tag of what we seal."""
@@ -341,13 +358,12 @@ class Pair:
         Raises:
             PacketError: ``bad_length``, ``forged``: it is not one.
         """
-        return self._opened(self._seal_key, datagram)[2]
+        return _opened(self._seal_key, datagram)[2]
 
     def open_usual(
         self,
         segments: Segments,
         index: int,
-        layout: Layout | None,
         earliest: float,
         latest: float,
         messages: list[bytes],
@@ -364,7 +380,6 @@ class Pair:
         pair's tag is not tried at all.
 
         Args:
-            layout: that of the body before, which is the most likely one.
             messages: takes what is in them.
 
         Returns:
@@ -374,6 +389,7 @@ class Pair:
         is_ours = whole[index * size : index * size + TAG_SIZE] == self.open_tag
         if not is_ours or size < MIN_SEALED_SIZE:
             return index
+        layout = self.layout
         if layout is None or size != layout.body_size + SEALED_OVERHEAD:
             layout = no_layout(size - SEALED_OVERHEAD)
         end = len(whole) // size  # a shorter last one is not like these
@@ -453,7 +469,9 @@ class Pair:
         self, opened: memoryview, earliest: float, latest: float
     ) -> tuple[Layout, Sequence[bytes]] | None:
         """The layout and the messages of an opened datagram, once; None if it is not usual."""
-        parts = _parts(opened) if opened[:TAG_SIZE] == self.open_tag else None
+        if opened[:TAG_SIZE] != self.open_tag:
+            return None
+        parts = _parts(opened[: crypto.NONCE_SIZE], opened[crypto.BOX_OVERHEAD :])
         if parts is None or not earliest <= parts[1] <= latest:
             return None
         read = read_messages(parts[2])

@@ -63,18 +63,12 @@ class Layout(NamedTuple):
         """The body around them."""
         return (b"%b%b%b" % (self.head, self.header.join(messages), self.tail)).ljust(self.body_size, b"\0")
 
-    def read(self, body: bytes) -> Sequence[bytes] | None:
-        """The messages of a body as `make` makes it, whatever its padding; None for any other body."""
-        if (
-            len(body) == self.body_size
-            and body.startswith(self.head)
-            and body.startswith(self.tail, self.end)
-        ):
-            return self.messages_of(body[len(self.head) : self.end])
-        return None
-
     def messages_of(self, middle: bytes) -> Sequence[bytes] | None:
-        """The same for what lies between head and tail, which has the length that it must have."""
+        """The messages in what lies between head and tail, which has the length that it must have.
+
+        Returns:
+            None if the headers between them are not those of this layout.
+        """
         if self.split is None:
             return (middle,)
         for start, repeated in self.columns:
@@ -107,6 +101,12 @@ def alike_layout(count: int, message_size: int, body_size: int) -> Layout | None
     if not 1 < count <= MAX_MESSAGES_PER_BODY or end + _MIN_PADDING > body_size:
         return None
     return _layout(head, header, count, message_size, packet.padding_head(body_size - end), body_size)
+
+
+@functools.lru_cache(maxsize=2048)
+def bare_layout(body_size: int) -> Layout:
+    """One that any body of this size has: all of it stands where the messages would."""
+    return Layout(b"", b"", body_size, b"", body_size, f"0s{body_size}s0s", (), 0, None)
 
 
 @functools.lru_cache(maxsize=2048)
@@ -148,10 +148,12 @@ def _likely_layout(body: bytes) -> Layout | None:
 
 
 def read_messages(body: bytes) -> tuple[Layout, Sequence[bytes]] | None:
-    """The layout and the messages of a usual body; None for any other body."""
+    """The layout and the messages of a usual body, whatever its padding; None for any other body."""
     layout = _likely_layout(body)
-    messages = layout.read(body) if layout is not None else None
-    return None if layout is None or messages is None else (layout, messages)
+    if layout is None or not (body.startswith(layout.head) and body.startswith(layout.tail, layout.end)):
+        return None
+    messages = layout.messages_of(body[len(layout.head) : layout.end])
+    return (layout, messages) if messages is not None else None
 
 
 class StoredBodies(Sequence[bytes]):
@@ -197,8 +199,6 @@ def make_bodies(messages: Sequence[bytes], body_size: int, coalesce: bool) -> Se
     Raises:
         TooLargeError: one of them does not fit.
     """
-    if len(messages) == 1 and messages[0].__class__ is bytes:
-        return StoredBodies(messages, body_size)
     sizes, kinds = list(map(len, messages)), list(map(type, messages))
     if sizes and len(sizes) == sizes.count(sizes[0]) == kinds.count(bytes):
         return _make_bodies_alike(messages, body_size, coalesce)

@@ -28,7 +28,6 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_packet import PacketError, TooLargeError
     from vault_udp_path import NEVER, body_size_within
     from vault_udp_peer import Peer
-    from vault_udp_rate_limit import RateLimiter
     from vault_udp_segments import Segments
     from vault_udp_session import ACKNOWLEDGE_AFTER, SILENCE_BEFORE_PING, Session
     from vault_udp_state import Event
@@ -46,7 +45,6 @@ else:
     from .vault_udp_packet import PacketError, TooLargeError
     from .vault_udp_path import NEVER, body_size_within
     from .vault_udp_peer import Peer
-    from .vault_udp_rate_limit import RateLimiter
     from .vault_udp_segments import Segments
     from .vault_udp_session import ACKNOWLEDGE_AFTER, SILENCE_BEFORE_PING, Session
     from .vault_udp_state import Event
@@ -183,7 +181,7 @@ class Node(Upkeep):
             The index of the first that was not looked at, because there are `UNPACKED_PER_ROUND` bytes to
             deliver by then; if that was not so, how many datagrams there are.
         """
-        index, count, self.unpacked = 0, len(datagrams), unpacked
+        index, count, is_usual, self.unpacked = 0, len(datagrams), True, unpacked
         if self.closed:
             return count
         if not source[1]:
@@ -194,91 +192,83 @@ class Node(Upkeep):
         while index < count and self.unpacked < UNPACKED_PER_ROUND:
             datagram = datagrams[index]
             pair = self.tags.get(datagram[:TAG_SIZE])
-            if pair is not None:
-                index = self._receive_sealed(pair, datagrams, index, source, now)
-                continue
+            if pair is not None and is_usual and datagrams.__class__ is Segments:
+                # As most of them are: opened and read without looking at each.
+                following = self._receive_run(pair, datagrams, index, source, now)
+                if following > index:
+                    index = following
+                    continue
             index += 1
-            if self._introductions.is_hopeless(source, now):
+            if pair is not None:
+                is_usual = self._receive_sealed(pair, datagram, source, now)
+            elif self._introductions.is_hopeless(source, now):
                 self.counters["stranger_budget"] += 1
-                continue
-            try:
-                self._receive_untagged(datagram, source, now)
-            except PacketError as error:
-                self.count_drop(error.reason, source, now)
+            else:
+                try:
+                    self._receive_untagged(datagram, source, now)
+                except PacketError as error:
+                    self.count_drop(error.reason, source, now)
         self.counters["datagrams_received"] += index
         return index
 
-    def _receive_sealed(
-        self,
-        pair: Pair,
-        datagrams: Sequence[bytes],
-        index: int,
-        source: Address,
-        now: float,
-    ) -> int:
-        """Open datagrams from `index` on as long as they bear the tag of `pair`, as the first one does.
+    def _receive_run(self, pair: Pair, segments: Segments, index: int, source: Address, now: float) -> int:
+        """Take in what carries user data under `pair`, from `index` on, as long as each is what most are.
 
         Their messages are delivered together, in their order.
 
         Returns:
-            The index of the first datagram that is left.
+            The index of the first datagram that is left, which is as if nobody had looked at it.
         """
         session: Session = pair.owner
-        peer: Peer = session.owner
+        if not session.up:
+            return index
+        newest, was_opened = pair.window.highest, pair.opened
         messages: list[bytes] = []
         earliest, latest = session.fresh_timestamps(now, encryption_module.MAX_MESSAGE_AGE_SECONDS)
-        newest, heard = pair.window.highest, False
-        was_up = session.up
-        only_data = was_up and pair.opened  # else there may be more to do, and at once
-        count, tag = len(datagrams), pair.open_tag
-        segments = datagrams if datagrams.__class__ is Segments else None
-        layout, is_usual = pair.layout, True
-        while index < count and self.unpacked < UNPACKED_PER_ROUND:
-            if segments is not None and was_up and is_usual:
-                # As most of them are: opened and read without looking at each.
-                following = pair.open_usual(segments, index, layout, earliest, latest, messages)
-                if following > index and not heard:
-                    heard = True
-                    session.heard(pair, source, segments.size, pair.window.highest > newest, now)
-                index = following
-                if index == count:
-                    break
-            datagram = datagrams[index]
-            if not datagram.startswith(tag):
-                break
-            index += 1
+        following = pair.open_usual(segments, index, earliest, latest, messages)
+        if following > index:
+            session.heard(pair, source, segments.size, pair.window.highest > newest, now)
+            self._take_data(session.owner, messages, now, is_all=was_opened)
+        return following
+
+    def _receive_sealed(self, pair: Pair, datagram: bytes, source: Address, now: float) -> bool:
+        """Open a datagram that bears the tag of `pair`, and act on it; returns whether it was a usual one."""
+        session: Session = pair.owner
+        peer: Peer = session.owner
+        newest, was_up, was_opened = pair.window.highest, session.up, pair.opened
+        try:
+            timestamp, body = pair.open(datagram)
+        except PacketError as error:
+            self.count_drop(error.reason, source, now, peer=peer)
+            return False
+        session.heard(pair, source, len(datagram), pair.window.highest > newest, now)
+        earliest, latest = session.fresh_timestamps(now, encryption_module.MAX_MESSAGE_AGE_SECONDS)
+        fresh = earliest <= timestamp <= latest
+        read = read_messages(body) if fresh else None
+        messages: Sequence[bytes] = ()
+        if read is not None:
+            messages = read[1]
+        else:
             try:
-                timestamp, body = pair.open(datagram)
-                if not heard:
-                    heard = True
-                    session.heard(pair, source, len(datagram), pair.window.highest > newest, now)
-                fresh = earliest <= timestamp <= latest
-                read = read_messages(body) if fresh and was_up else None
-                is_usual = read is not None
-                if read is not None:
-                    layout, found = read
-                    messages += found
-                    continue
-                only_data = False
-                messages.extend(self._read_body(peer, pair, body, source, fresh, now))
+                messages = self._read_body(peer, pair, body, source, fresh, now)
             except PacketError as error:
                 self.count_drop(error.reason, source, now, peer=peer)
-                only_data = is_usual = False
-            if session.up and not was_up:
-                was_up = True
-                self._came_up(peer, now)
-            if pair.open_tag not in self.tags:
-                break  # it was a goodbye: what bears the tag still is judged as anybody's
-        if heard and not peer.added:
+        if not was_up and session.up:
+            self._came_up(peer, now)
+        self._take_data(peer, messages, now, is_all=read is not None and was_up and was_opened)
+        return read is not None
+
+    def _take_data(self, peer: Peer, messages: Sequence[bytes], now: float, *, is_all: bool) -> None:
+        """Deliver what came in datagrams that opened; `is_all`: there is nothing more to do about them."""
+        if not peer.added:
             self.table.heard(peer)
         if messages:
-            session.note_data(now)
+            peer.session.note_data(now)
             self._deliver(peer, messages, now)
-        if only_data:
+        if is_all:
             self.look_at(peer, now + ACKNOWLEDGE_AFTER)
         else:
             self.schedule(peer)
-        return index
 
     def _read_body(
         self, peer: Peer, pair: Pair, body_bytes: bytes, source: Address, fresh: bool, now: float
@@ -303,23 +293,19 @@ class Node(Upkeep):
         return messages
 
     def _deliver(self, peer: Peer, messages: Sequence[bytes], now: float) -> None:
+        count = len(messages)
         if self.rate_limiter is not None:
-            allowed = self._charge(self.rate_limiter, peer, len(messages), now)
-            if allowed < len(messages):
-                self.count_drop("rate_limited", peer.name, now, len(messages) - allowed, peer)
-                messages = messages[:allowed]
-        self.counters["received"] += len(messages)
-        peer.received += len(messages)
-        if messages:
+            # Kept with the peer, and not looked up by its name, which costs most where there are many peers.
+            if peer.allowance is None:
+                peer.allowance = self.rate_limiter.take(peer.name, now)
+            count = self.rate_limiter.charge(peer.allowance, count, now)
+            if count < len(messages):
+                self.count_drop("rate_limited", peer.name, now, len(messages) - count, peer)
+                messages = messages[:count]
+        self.counters["received"] += count
+        peer.received += count
+        if count:
             self.deliveries.append((peer.name, messages))
-
-    def _charge(self, limiter: RateLimiter, peer: Peer, count: int, now: float) -> int:
-        if not peer.names:
-            return limiter.allow(peer.name, count, now)  # it has said goodbye behind these messages
-        # Kept with the peer, and not looked up by its name, which costs most where there are many peers.
-        if peer.allowance is None:
-            peer.allowance = limiter.take(peer.name, now)
-        return limiter.charge(peer.allowance, count, now)
 
     def _merged(self, peer: Peer, name: Address | None, now: float) -> None:
         """An added entry, of that name, has turned out to be this peer, which was known already."""
@@ -411,13 +397,17 @@ class Node(Upkeep):
         """The datagrams that carry `messages` to a ready peer, and where to send them."""
         session = peer.session
         if session.up:
+            datagrams: Sequence[bytes]
             try:
-                bodies = make_bodies(messages, session.body_size, session.coalesce)
+                if len(messages) == 1 and messages[0].__class__ is bytes:
+                    datagrams = (session.seal_message(messages[0], now),)
+                else:
+                    datagrams = session.seal(make_bodies(messages, session.body_size, session.coalesce), now)
             except TooLargeError:  # accepted for a larger body than this peer has by now
                 messages, bodies = self._fit_again(peer, messages, now)
+                datagrams = session.seal(bodies, now)
             self.counters["sent"] += len(messages)
             peer.sent += len(messages)
-            datagrams = session.seal(bodies, now)
             self.look_at(peer, now + SILENCE_BEFORE_PING)
             return session.endpoint, datagrams
         link = self.base.links[peer.listens_at]

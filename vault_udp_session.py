@@ -27,6 +27,7 @@ if TYPE_CHECKING or not __package__:
         proof_is_good,
         read_hello_untrusted,
     )
+    from vault_udp_layout import stored_layout
     from vault_udp_packet import PacketError
     from vault_udp_path import NEVER
 else:
@@ -44,6 +45,7 @@ else:
         proof_is_good,
         read_hello_untrusted,
     )
+    from .vault_udp_layout import stored_layout
     from .vault_udp_packet import PacketError
     from .vault_udp_path import NEVER
 
@@ -415,12 +417,24 @@ class Session(Channel):
 
     def seal(self, bodies: Sequence[bytes], now: float) -> Sequence[bytes]:
         """Datagrams around bodies of user data, under the send pair, which must exist."""
-        pair = self.send
-        assert pair is not None
+        return self._pair_for_data(now).seal(bodies, self.local.session_time(now))
+
+    def seal_message(self, message: bytes, now: float) -> bytes:
+        """The same for one message.
+
+        Raises:
+            TooLargeError: it does not fit uncompressed.
+        """
+        layout = stored_layout(len(message), self.body_size)
+        return self._pair_for_data(now).seal_one(layout, message, self.local.session_time(now))
+
+    def _pair_for_data(self, now: float) -> Pair:
+        """The send pair; what is sealed under it now wants an answer."""
+        assert self.send is not None
         self._acknowledge_at, self._sent_at = NEVER, now
         if self._suspect_at == NEVER:
             self._suspect_at, self._pings_unanswered = now + SILENCE_BEFORE_PING, 0
-        return pair.seal(bodies, self.local.session_time(now))
+        return self.send
 
     def moved(self, now: float) -> None:
         """We send from another address now: ping until the peer must have noticed, whatever else opens."""

@@ -232,7 +232,7 @@ def test_data_that_opens_a_new_pair_is_confirmed() -> None:
     (datagram,) = new_at_bob.seal(body, bob.node.local.session_time(bob.now))
     alice.node.receive((datagram,), B, alice.now)
     assert new_at_alice.opened
-    assert alice.node.deliveries == [(B, [b"first"])]
+    assert alice.node.deliveries == [(B, (b"first",))]
     assert alice.node.deadline() <= alice.now, "it is answered at once"
     sent = alice.node.outgoing[:]
     alice.node.run_timers(alice.now)
@@ -348,7 +348,7 @@ def test_what_follows_a_rekey_in_its_batch_is_received_before_we_rotate() -> Non
     (rekey,) = [datagram for _, datagram in bob.node.outgoing]
     _, data = bob.node.seal_messages(bob.peer(A), [b"behind it"], bob.now)
     alice.node.receive([rekey, *data], B, alice.now)
-    assert alice.node.deliveries == [(B, [b"behind it"])]
+    assert alice.node.deliveries == [(B, (b"behind it",))]
     assert alice.node.local.current.epoch == 0
     assert alice.node.deadline() <= alice.now
     alice.node.run_timers(alice.now)

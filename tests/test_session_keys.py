@@ -300,7 +300,8 @@ def test_who_opens_may_be_interrupted_by_another_who_seals_and_opens() -> None:
     def open_all(segments: Segments) -> list[bytes]:
         layout, first = read_messages(theirs.open(segments[0])[1]) or pytest.fail("not read")
         opened = [*first]
-        assert theirs.open_usual(segments, 1, layout, 0.0, 2.0, opened) == len(opened)
+        theirs.layout = layout
+        assert theirs.open_usual(segments, 1, 0.0, 2.0, opened) == len(opened)
         return opened
 
     def interruption() -> None:
@@ -324,7 +325,8 @@ def test_another_layout_than_expected_is_found_out(layout: Layout | None) -> Non
     sealed = ours.seal(make_bodies([b"one", b"two"], 300, False), 1.0)
     assert isinstance(sealed, Segments)
     opened: list[bytes] = []
-    assert theirs.open_usual(sealed, 0, layout, 0.0, 2.0, opened) == 2
+    theirs.layout = layout
+    assert theirs.open_usual(sealed, 0, 0.0, 2.0, opened) == 2
     assert opened == [b"one", b"two"]
     assert theirs.layout == stored_layout(3, 300)
 
@@ -338,8 +340,9 @@ def test_what_bears_another_tag_is_not_ours_though_it_opens(layout: Layout | Non
     ours._seal_tag = b"another!"
     segments = Segments(first + ours.seal(bodies, 1.0)[0], len(first))
     theirs._usual = 1  # both are opened in one go
+    theirs.layout = layout
     opened: list[bytes] = []
-    assert theirs.open_usual(segments, 0, layout, 0.0, 2.0, opened) == 1
+    assert theirs.open_usual(segments, 0, 0.0, 2.0, opened) == 1
     assert opened == [b"one"]
     assert theirs.window.highest == 0
 
@@ -349,8 +352,8 @@ def test_of_another_pair_none_is_opened() -> None:
     (_, theirs), (others, _) = pair_of_two(), pair_of_two()
     sealed = others.seal(make_bodies([b"one", b"two"], 300, False), 1.0)
     assert isinstance(sealed, Segments)
-    theirs._usual = 5
-    assert theirs.open_usual(sealed, 0, stored_layout(3, 300), 0.0, 2.0, []) == 0
+    theirs._usual, theirs.layout = 5, stored_layout(3, 300)
+    assert theirs.open_usual(sealed, 0, 0.0, 2.0, []) == 0
     assert theirs._usual == 5
 
 
@@ -361,7 +364,8 @@ def test_runs_longer_than_the_memory_are_opened_in_parts() -> None:
     assert isinstance(sealed, Segments)
     assert len(sealed.whole) > 2 * crypto.RUN_SIZE
     opened: list[bytes] = []
-    assert theirs.open_usual(sealed, 0, stored_layout(60_000, 65_000), 0.0, 2.0, opened) == len(messages)
+    theirs.layout = stored_layout(60_000, 65_000)
+    assert theirs.open_usual(sealed, 0, 0.0, 2.0, opened) == len(messages)
     assert opened == messages
 
 
@@ -377,10 +381,12 @@ def test_what_was_left_in_the_memory_is_overwritten_with_the_keys() -> None:
     alice, bob = local_keys(), local_keys()
     ours = Pair(alice, bob.sign_public, alice.current, bob.current.public)
     theirs = Pair(bob, alice.sign_public, bob.current, alice.current.public)
-    theirs.open(ours.seal([b"a secret"], 1.0)[0])
+    sealed = ours.seal(make_bodies([b"a secret", b"another!"], 300, False), 1.0)
+    assert isinstance(sealed, Segments)
+    assert theirs.open_usual(sealed, 0, 0.0, 2.0, []) == 2
     workspace = bob.workspaces.take()
     bob.workspaces.give_back(workspace)
-    assert b"a secret" in bytes(workspace.run)
+    assert b"another!" in bytes(workspace.run)
     bob.wipe()
     assert not any(workspace.run)
 
