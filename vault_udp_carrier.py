@@ -306,7 +306,7 @@ class Carrier:
                 batches = datagrams.receive(min(self._receiver_looks_at, self._leave_old_port_at))
             except SocketClosed:
                 break  # by `stop`, which waited for the goodbyes
-            if time.monotonic() >= self._leave_old_port_at and self._is_time_to_leave():
+            if self._leave_old_port_at != NEVER and self._is_time_to_leave():
                 datagrams.leave_previous()
             left = self._take_in(batches)
             while left:

@@ -16,6 +16,7 @@ import errno
 import select
 import socket
 import sys
+import threading
 import time
 from math import inf
 from typing import TYPE_CHECKING, Any, Callable, Sequence, Tuple
@@ -124,7 +125,8 @@ class DatagramSocket(Transmitter):
         self.kernel_drops = 0
         self._drops_told = 0
         """What the kernel said last; ours has also what former sockets lost."""
-        self._receiving = False
+        self._in_use = threading.Lock()
+        """Held while a thread receives; once the socket is closed, by whoever frees it, for good."""
         self._closed = False
         self._previous: list[DatagramSocket] = []
         self._wait_readable = _readable_waiter(sock, self._wake_receiver)
@@ -188,21 +190,19 @@ class DatagramSocket(Transmitter):
 
         Raises :class:`SocketClosed`, and nothing that the network causes.
         """
-        with self._lock:
+        if not self._in_use.acquire(blocking=False):
+            raise SocketClosed
+        try:
             if self._closed:
                 raise SocketClosed
-            self._receiving = True
-        try:
             batches = self._receive(until)
             if batches:
                 self._note_pace()
             return batches
         finally:
-            with self._lock:
-                self._receiving = False
-                closed = self._closed
-            if closed:
-                self._release()
+            self._in_use.release()
+            if self._closed:
+                self._free()
 
     def _receive(self, until: float) -> list[Batch]:
         if self._answers_come_fast and not self._previous:
@@ -328,11 +328,14 @@ class DatagramSocket(Transmitter):
             if self._closed:
                 return
             self._closed = True
-            receiving = self._receiving
-            if receiving:
-                self._wake_locked()
-        if not receiving:
-            self._release()
+            self._wake_locked()
+        self._free()
+
+    def _free(self) -> None:
+        # A thread that receives sees that the socket is closed when it has let go of it: it comes here, too.
+        if self._in_use.acquire(blocking=False):
+            with self._lock:  # who has closed it may still be waking us
+                self._release()
 
     def abandon(self) -> None:
         """Close the descriptors in a forked child, without a lock that another thread may have held."""

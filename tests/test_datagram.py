@@ -362,6 +362,23 @@ def test_buffers_are_asked_for_in_smaller_steps_where_the_wish_is_refused(make: 
     assert sock.send_buffer == sock._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) > 0
 
 
+def test_nobody_frees_a_socket_while_another_still_wakes_it(
+    make: MakeSocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who closes holds the lock until the receiver is woken; who frees waits for it."""
+    sock = make()
+    was_held: list[bool] = []
+    release = sock._release
+
+    def noted() -> None:
+        was_held.append(sock._lock.locked())
+        release()
+
+    monkeypatch.setattr(sock, "_release", noted)
+    sock.close()
+    assert was_held == [True]
+
+
 def test_closing_frees_the_port(make: MakeSocket) -> None:
     first = make()
     first.close()
