@@ -16,12 +16,14 @@ if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
     from vault_udp_address import Address
     from vault_udp_keys import SEALED_OVERHEAD, LocalKeys, Pair
+    from vault_udp_layout import bare_layout
     from vault_udp_path import NEVER, Path
 else:
     from . import vault_udp_packet as packet
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address
     from .vault_udp_keys import SEALED_OVERHEAD, LocalKeys, Pair
+    from .vault_udp_layout import bare_layout
     from .vault_udp_path import NEVER, Path
 
 MAX_PINGS_KEPT = 48
@@ -135,7 +137,7 @@ class Channel:
     ) -> None:
         self._acknowledge_at, self._sent_at = NEVER, now
         body = packet.make_control_body(packet.write_json(members), body_size or self.body_size)
-        (datagram,) = pair.seal((body,), self.local.session_time(now))
+        datagram = pair.seal_one(bare_layout(len(body)), body, self.local.session_time(now))
         self._outgoing.append((to or self.endpoint, datagram))
 
     def validate(self, address: Address, size: int, now: float, pair: Pair | None = None) -> None:
