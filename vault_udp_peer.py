@@ -233,11 +233,13 @@ class PeerTable:
         name = peer.name
         if peer.added or not peer.names:
             return
-        if confirmed or name in self._confirmed:
+        if name in self._confirmed:
+            self._confirmed.move_to_end(name)
+            return
+        table, limit = self._pending, MAX_PENDING_STRANGERS
+        if confirmed:
             table, limit = self._confirmed, MAX_CONFIRMED_STRANGERS
             self._pending.pop(name, None)
-        else:
-            table, limit = self._pending, MAX_PENDING_STRANGERS
         table[name] = None
         table.move_to_end(name)
         if len(table) > limit:
