@@ -10,11 +10,11 @@ signing key here) and public keys (RFC 8032), and the symmetric keys of XSalsa20
 
 What may look alarming, and why it is safe:
 
-- `seal` and `open_sealed`, and in sessions those of a `Workspace`, are on the way of every datagram, so they
-  call libsodium through PyNaCl's cffi handles instead of `nacl.bindings`, which checks more slowly what is
-  checked here. The handles are private to PyNaCl: at import their results are compared with those of
-  `nacl.bindings`, which is used instead should they be missing or differ. C reads fixed lengths from the
-  pointers it gets, so key and nonce are measured before each call.
+- `seal` and `open_sealed`, and for many datagrams those of a `Workspace`, are on the way of everything that
+  is sent, so they call libsodium through PyNaCl's cffi handles instead of `nacl.bindings`, which checks
+  more slowly what is checked here. The handles are private to PyNaCl: at import their results are compared
+  with those of `nacl.bindings`, which is used instead should they be missing or differ. C reads fixed
+  lengths from the pointers it gets, so key and nonce are measured before each call.
 - cffi releases the GIL while libsodium runs. Hence each call has an output buffer of its own, or its caller
   has taken a `Workspace` that nobody else has. The input is not copied: who passes a bytearray or memoryview
   to `open_sealed` must not write to it during the call, for what is written between authentication and

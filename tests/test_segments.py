@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import vault_udp_node
 import vault_udp_socket_helper as crypto
 from vault_udp_layout import make_bodies
-from vault_udp_packet import fit, message_room
+from vault_udp_packet import fit, make_control_body, message_room
 from vault_udp_path import NEVER
 from vault_udp_segments import Segments
 
@@ -195,6 +195,38 @@ def test_an_old_batch_from_elsewhere_shows_no_move() -> None:
     bob.node.receive(batches[0], ("10.0.0.9", 1009), bob.now)
     assert sum(len(messages) for _, messages in bob.node.deliveries) == 10
     assert bob.node.outgoing == []
+
+
+def test_a_move_is_seen_behind_a_late_datagram_of_its_batch() -> None:
+    net = FakeNet(0)
+    bob, alice = net.node(B), net.node(A, B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(1)
+    session, moved_to = alice.peer(B).session, ("10.0.0.9", 1009)
+    late = session.seal([make_control_body(b'{"type":"other"}', session.body_size)], alice.now)
+    first, *others = session.seal(make_bodies([b"same"] * 5, session.body_size, False), alice.now)
+    bob.node.receive([first], A, bob.now)
+    bob.node.receive(Segments(b"".join([*late, *others]), len(first)), moved_to, bob.now)
+    assert [address for address, _ in bob.node.outgoing] == [moved_to]
+
+
+def test_a_clock_that_an_answer_corrects_counts_for_what_is_behind_it() -> None:
+    net = FakeNet(0)
+    bob, alice = net.node(B), net.node(A, B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(1)
+    at_bob, session = bob.peer(A).session, alice.peer(B).session
+    at_bob.clock_offset += 1000
+    data = make_bodies([b"same"] * 5, session.body_size, False)
+    bob.node.outgoing.clear()
+    at_bob.ping(bob.now)
+    for _, ping in bob.node.outgoing:
+        alice.node.receive([ping], B, alice.now)
+    answers = [datagram for _, datagram in alice.node.outgoing]
+    datagrams = [*session.seal(data, alice.now), *answers, *session.seal(data, alice.now)]
+    bob.node.receive(Segments(b"".join(datagrams), len(datagrams[0])), A, bob.now)
+    assert bob.node.counters["outside_window"] == 5
+    assert [message for _, some in bob.node.deliveries for message in some] == [b"same"] * 5
 
 
 def count_openings(host: Host, monkeypatch: pytest.MonkeyPatch) -> list[int]:
