@@ -13,18 +13,21 @@ from hypothesis import strategies as st
 
 import vault_udp_packet as packet
 import vault_udp_socket_helper as crypto
+from vault_udp_address import Address
 from vault_udp_keys import Pair
 from vault_udp_layout import make_bodies, make_coalesced_body
 from vault_udp_segments import Segments
+from vault_udp_session import ACKNOWLEDGE_AFTER
 
 A, B = ("10.0.0.1", 1001), ("10.0.0.2", 1002)
 BODY_SIZE = 1393
 STALE = 120.0
+NONCE = b"A" * 22 + b"=="
 
 Step = Tuple[str, int]
 """What the sender or the network does, and a number that tells which message or bit."""
 KINDS = ["message"] * 3 + ["longer", "coalesced", "uneven", "control", "smaller", "stale", "compressed"]
-KINDS += ["lost", "again", "swapped", "forged", "other nonce", "truncated", "other version", "mixed"]
+KINDS += ["ping", "lost", "again", "swapped", "forged", "other nonce", "truncated", "other version", "mixed"]
 READABLE = {"message", "longer", "coalesced", "uneven", "compressed"}
 STEPS: st.SearchStrategy[list[Step]] = st.lists(
     st.tuples(st.sampled_from(KINDS), st.integers(0, 9)), min_size=1, max_size=25
@@ -38,7 +41,8 @@ class Outcome(NamedTuple):
     counters: dict[str, int]
     highest: int
     accepted: list[bool]
-    outgoing: int
+    outgoing: list[Address]
+    """Where something was sent, also later, when nothing more has come for a while."""
 
 
 def sealed(pair: Pair, step: Step, time: float) -> bytes:
@@ -54,6 +58,8 @@ def sealed(pair: Pair, step: Step, time: float) -> bytes:
         bodies = [make_coalesced_body([b"3", b"33", b"", b"3", b"3"], size)]
     elif kind == "control":
         bodies = [packet.make_control_body(b'{"type":"confirm","got":true}', size)]
+    elif kind == "ping":
+        bodies = [packet.make_control_body(b'{"type":"confirm","got":false,"nonce":"%s"}' % NONCE, size)]
     elif kind == "truncated":
         bodies = [bodies[0][:30]]  # what follows is left in the buffer from the datagram before
     elif kind == "other version":
@@ -120,7 +126,9 @@ def outcome(steps: list[Step], batch_size: int) -> Outcome:
     messages = [bytes(message) for _, delivered in node.deliveries for message in delivered]
     highest = pair.window.highest if pair is not None else -1
     accepted = [pair.window.accept(highest - back) for back in range(min(40, highest))] if pair else []
-    return Outcome(messages, dict(node.counters), highest, accepted, len(node.outgoing))
+    node.run_timers(bob.now + 1.5 * ACKNOWLEDGE_AFTER)
+    outgoing = [address for address, _ in node.outgoing]
+    return Outcome(messages, dict(node.counters), highest, accepted, outgoing)
 
 
 @given(STEPS, st.integers(2, 30))
