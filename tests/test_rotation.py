@@ -216,7 +216,8 @@ def test_nobody_looks_for_an_answer_that_has_come() -> None:
     assert alice.node.deadline() > alice.now + 100
 
 
-def test_data_that_opens_a_new_pair_is_confirmed() -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_data_that_opens_a_new_pair_is_confirmed(count: int) -> None:
     """If the CONFIRMs of a rotation are lost, data under the new pair does for them, and is answered."""
     net = FakeNet(delay=0.01)
     bob = net.node(B, A, lifetime=60)
@@ -228,11 +229,11 @@ def test_data_that_opens_a_new_pair_is_confirmed() -> None:
     new_at_bob = next(pair for pair in bob.peer(A).session.pairs if pair.open_tag not in known)
     net.run_until(lambda: len(alice.peer(B).session.pairs) == 2)
     new_at_alice = next(pair for pair in alice.peer(B).session.pairs if not pair.opened)
-    body = make_bodies((b"first",), bob.peer(A).session.body_size, False)
-    (datagram,) = new_at_bob.seal(body, bob.node.local.session_time(bob.now))
-    alice.node.receive((datagram,), B, alice.now)
+    bodies = make_bodies([b"first"] * count, bob.peer(A).session.body_size, False)
+    datagrams = new_at_bob.seal(bodies, bob.node.local.session_time(bob.now))
+    alice.node.receive(datagrams, B, alice.now)
     assert new_at_alice.opened
-    assert alice.node.deliveries == [(B, (b"first",))]
+    assert [(name, [*messages]) for name, messages in alice.node.deliveries] == [(B, [b"first"] * count)]
     assert alice.node.deadline() <= alice.now, "it is answered at once"
     sent = alice.node.outgoing[:]
     alice.node.run_timers(alice.now)

@@ -180,7 +180,8 @@ def test_what_is_expected_next_time_takes_little_memory(messages: list[bytes], k
     assert (pair.layout is not None) == kept
 
 
-def test_an_old_batch_from_elsewhere_shows_no_move() -> None:
+@pytest.mark.parametrize("alone", [True, False])
+def test_old_datagrams_from_elsewhere_show_no_move(alone: bool) -> None:
     net = FakeNet(0)
     bob, alice = net.node(B), net.node(A, B)
     assert net.run_until(lambda: both_ready(alice, bob))
@@ -192,8 +193,9 @@ def test_an_old_batch_from_elsewhere_shows_no_move() -> None:
         assert isinstance(datagrams, Segments)
         batches.append(Segments(bytes(datagrams.whole), datagrams.size))
     bob.node.receive(batches[1], A, bob.now)
-    bob.node.receive(batches[0], ("10.0.0.9", 1009), bob.now)
-    assert sum(len(messages) for _, messages in bob.node.deliveries) == 10
+    old = [batches[0][0]] if alone else batches[0]
+    bob.node.receive(old, ("10.0.0.9", 1009), bob.now)
+    assert sum(len(messages) for _, messages in bob.node.deliveries) == 5 + len(old)
     assert bob.node.outgoing == []
 
 
