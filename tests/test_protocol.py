@@ -794,7 +794,11 @@ def test_the_rate_limit_lets_a_second_s_burst_pass_and_counts_the_rest() -> None
     net.run(0.01)
     assert len(bob.received) == 15
     assert bob.node.counters["rate_limited"] == 30
-    assert bob.node.counters["received"] == 15
+    assert bob.node.counters["received"] == bob.peer(A).received == 15
+    _, (datagram,) = alice.node.seal_messages(alice.peer(B), [b"one more"], alice.now)
+    bob.node.receive([datagram], A, bob.now)
+    assert bob.node.counters["rate_limited"] == 31
+    assert bob.node.deliveries == []
 
 
 def test_the_allowance_is_kept_with_the_peer_as_long_as_there_is_one() -> None:

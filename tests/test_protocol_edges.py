@@ -450,6 +450,26 @@ def test_recorded_hellos_neither_disturb_nor_take_a_session_back() -> None:
     assert both_ready(alice, bob)
 
 
+def test_what_opens_under_a_pair_that_has_come_back_makes_nobody_ready() -> None:
+    """It may have been on its way since before the goodbye: only the answer to a ping tells."""
+    net = FakeNet()
+    bob, alice = net.node(B, A), net.node(A, B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(1)
+    of_alice, of_bob = alice.peer(B).session, bob.peer(A).session
+    late = of_alice.seal_message(b"late", alice.now)
+    goodbye = of_alice.seal([packet.make_control_body(b'{"type":"bye"}', 1000)], alice.now)[0]
+    net.hook = lambda sent: [] if sent.src == A and sent.data[:1] != b"\x84" else net.route(sent)
+    net.inject(A, B, goodbye)
+    assert net.run_until(lambda: bool(of_bob.pairs))
+    assert [pair.needs_pong for pair in of_bob.pairs] == [True]
+    net.inject(A, B, late)
+    net.run(0.01)
+    assert [message for _, message in bob.received] == [b"late"]
+    assert not of_bob.up
+    assert bob.kinds_of_events(A) == ["ready", "lost"]
+
+
 def test_what_a_killed_process_left_on_the_way_does_not_take_over() -> None:
     net = FakeNet(seed=5)
     bob, alice = net.node(B, A, lifetime=1000), net.node(A, B, lifetime=5)
