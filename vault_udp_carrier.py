@@ -70,7 +70,7 @@ BURST_LENGTH = 4
 
 Outgoing = Tuple[Address, bytes]
 """A datagram and where to send it."""
-Messages = Tuple[Address, Sequence[bytes]]
+Received = Tuple[Address, Sequence[bytes]]
 """What has come from somebody, in order."""
 
 _open_sockets: weakref.WeakSet[Carrier] = weakref.WeakSet()
@@ -355,7 +355,7 @@ class Carrier:
             self._receiver_looks_at = NEVER
             self._wake_sender_locked()
 
-    def _take_effects_locked(self) -> tuple[Sequence[Outgoing], Sequence[Messages], Sequence[Event]]:
+    def _take_effects_locked(self) -> tuple[Sequence[Outgoing], Sequence[Received], Sequence[Event]]:
         """What the node has decided, to be carried out without the lock: outgoing, deliveries, events.
 
         Callbacks are left to the receive thread, which finds the events in `_for_callbacks`.
@@ -372,12 +372,13 @@ class Carrier:
         for endpoint, datagram in outgoing:
             datagrams.send((datagram,), endpoint)
 
-    def _call_back(self, deliveries: Sequence[Messages]) -> None:
+    def _call_back(self, deliveries: Sequence[Received]) -> None:
         while self._for_callbacks:
             self._tell(self._for_callbacks.popleft())
         self._delivery.deliver_all(deliveries)
 
     def _slot_connected(self) -> None:
+        """Let the receive thread deliver what was kept."""
         if self._delivery.waits_for_slot:
             self._datagrams.wake()
 

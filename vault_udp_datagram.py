@@ -188,7 +188,7 @@ class DatagramSocket(Transmitter):
         So it is when `until` has come, seconds of the monotonic clock. A wake that comes while datagrams keep
         coming may show only when they cease, and so may the end of the time.
 
-        Raises :class:`SocketClosed`, and nothing that the network causes.
+        Raises :class:`SocketClosed`, also while another thread receives, and nothing that the network causes.
         """
         if not self._in_use.acquire(blocking=False):
             raise SocketClosed
@@ -243,7 +243,7 @@ class DatagramSocket(Transmitter):
         """Ask for datagrams for `BUSY_WAIT` seconds without sleeping: waking up would cost as much."""
         until = time.monotonic() + BUSY_WAIT
         while time.monotonic() < until:
-            batches = self._fetch(1)
+            batches = self._fetch(1)  # behind an answer there is mostly nothing
             if batches:
                 return batches
             yield_processor()  # whoever is to answer may wait for this very one
@@ -332,9 +332,10 @@ class DatagramSocket(Transmitter):
         self._free()
 
     def _free(self) -> None:
-        # A thread that receives sees that the socket is closed when it has let go of it: it comes here, too.
+        # A thread that is receiving looks at `_closed` after it has released `_in_use`, so either it or who
+        # closes gets the lock here.
         if self._in_use.acquire(blocking=False):
-            with self._lock:  # who has closed it may still be waking us
+            with self._lock:  # who closes may still be waking the receiver
                 self._release()
 
     def abandon(self) -> None:

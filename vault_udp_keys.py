@@ -57,12 +57,13 @@ MIN_SEALED_SIZE = SEALED_OVERHEAD + 4
 MOST_OPENED_AT_ONCE = 64
 """Datagrams that are opened before the first is read; they are still in the processor's cache then."""
 _RANDOM = struct.Struct("8s")
-NONCE_SLOT = 10.0
-
-
-_NONCE = struct.Struct(">8s8sQ")
+_BOX_NONCE = struct.Struct(">8s8sQ")
 """Tag, random bytes and counter; the plaintext begins with the last two again."""
+_REPEATED_SIZE = crypto.NONCE_SIZE - TAG_SIZE
 _COUNTER_AND_TIME = struct.Struct(">Qd")
+_HEADER_SIZE = SEALED_OVERHEAD - crypto.BOX_OVERHEAD
+"""Bytes of the plaintext before the body."""
+NONCE_SLOT = 10.0
 
 
 @functools.lru_cache(maxsize=2048)
@@ -79,10 +80,10 @@ def _datagram(body: str) -> struct.Struct:
 
 def _parts(nonce: Buffer, plain: Buffer) -> tuple[int, float, bytes] | None:
     """Counter, timestamp and body of an opened datagram; None if it is not under the nonce that it says."""
-    if plain[:16] != nonce[TAG_SIZE:]:
+    if plain[:_REPEATED_SIZE] != nonce[TAG_SIZE:]:
         return None
-    counter, timestamp = _COUNTER_AND_TIME.unpack_from(plain, 8)
-    return counter, timestamp, bytes(plain[24:])
+    counter, timestamp = _COUNTER_AND_TIME.unpack_from(plain, _RANDOM.size)
+    return counter, timestamp, bytes(plain[_HEADER_SIZE:])
 
 
 def _opened(key: bytes, datagram: bytes) -> tuple[int, float, bytes]:
@@ -310,15 +311,14 @@ class Pair:
             return (self.seal_one(layout, middles[0], timestamp),)
         return self._seal_alike(layout, middles, timestamp)
 
-    # The counter alone makes the nonce unique under this key, also for a signal handler that seals right now:
-    # `next` is one step. The random bytes are there because whoever learns one nonce must not know the
-    # message nonce of another datagram, and for copies of this process.
-
     def seal_one(self, layout: Layout, middle: bytes, timestamp: float) -> bytes:
         """`seal` for the body of that layout around `middle`."""
+        # The counter alone makes the nonce unique under this key, also for a signal handler that seals right
+        # now: `next` is one step. The random bytes are there because whoever learns one nonce must not know
+        # the message nonce of another datagram, and for copies of this process.
         random, counter = crypto.random_bytes(_RANDOM.size), next(self.counters)
         plain = _plaintext(layout.fields).pack(random, counter, timestamp, layout.head, middle, layout.tail)
-        return crypto.seal(self._seal_key, _NONCE.pack(self._seal_tag, random, counter), plain)
+        return crypto.seal(self._seal_key, _BOX_NONCE.pack(self._seal_tag, random, counter), plain)
 
     def _seal_alike(self, layout: Layout, middles: Sequence[bytes], timestamp: float) -> Segments:
         """`seal_one` for each of many, in memory that is used again."""

@@ -39,7 +39,10 @@ _ARRAY_AT = len(_COALESCED_HEAD)
 
 
 class Layout(NamedTuple):
-    """What all bodies of one size share that carry one number of messages of one size."""
+    """What all bodies of one size share that carry one number of messages of one size.
+
+    `bare_layout` and `no_layout` are two for which nothing is known of the messages.
+    """
 
     head: bytes
     """What precedes the first message."""

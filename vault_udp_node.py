@@ -181,7 +181,7 @@ class Node(Upkeep):
             The index of the first that was not looked at, because there are `UNPACKED_PER_ROUND` bytes to
             deliver by then; if that was not so, how many datagrams there are.
         """
-        index, count, is_usual, self.unpacked = 0, len(datagrams), True, unpacked
+        index, count, self.unpacked = 0, len(datagrams), unpacked
         if self.closed:
             return count
         if not source[1]:
@@ -189,6 +189,8 @@ class Node(Upkeep):
             self.counters["datagrams_received"] += count
             self.count_drop("no_source_port", source, now, count)
             return count
+        is_usual = True
+        """What was opened last; behind something unusual the next is likely to be so, too."""
         while index < count and self.unpacked < UNPACKED_PER_ROUND:
             datagram = datagrams[index]
             pair = self.tags.get(datagram[:TAG_SIZE])
@@ -228,7 +230,7 @@ class Node(Upkeep):
         following = pair.open_usual(segments, index, earliest, latest, messages)
         if following > index:
             session.heard(pair, source, segments.size, pair.window.highest > newest, now)
-            self._take_data(session.owner, messages, now, is_all=was_opened)
+            self._take_data(session.owner, messages, now, only_data=was_opened)
         return following
 
     def _receive_sealed(self, pair: Pair, datagram: bytes, source: Address, now: float) -> bool:
@@ -246,26 +248,23 @@ class Node(Upkeep):
         fresh = earliest <= timestamp <= latest
         read = read_messages(body) if fresh else None
         messages: Sequence[bytes] = ()
-        if read is not None:
-            messages = read[1]
-        else:
-            try:
-                messages = self._read_body(peer, pair, body, source, fresh, now)
-            except PacketError as error:
-                self.count_drop(error.reason, source, now, peer=peer)
+        try:
+            messages = read[1] if read is not None else self._read_body(peer, pair, body, source, fresh, now)
+        except PacketError as error:
+            self.count_drop(error.reason, source, now, peer=peer)
         if not was_up and session.up:
             self._came_up(peer, now)
-        self._take_data(peer, messages, now, is_all=read is not None and was_up and was_opened)
+        self._take_data(peer, messages, now, only_data=read is not None and was_up and was_opened)
         return read is not None
 
-    def _take_data(self, peer: Peer, messages: Sequence[bytes], now: float, *, is_all: bool) -> None:
-        """Deliver what came in datagrams that opened; `is_all`: there is nothing more to do about them."""
+    def _take_data(self, peer: Peer, messages: Sequence[bytes], now: float, *, only_data: bool) -> None:
+        """Deliver what came in datagrams that opened; `only_data`: there is nothing more to do about them."""
         if not peer.added:
             self.table.heard(peer)
         if messages:
             peer.session.note_data(now)
             self._deliver(peer, messages, now)
-        if is_all:
+        if only_data:
             self.look_at(peer, now + ACKNOWLEDGE_AFTER)
         else:
             self.schedule(peer)
@@ -397,12 +396,8 @@ class Node(Upkeep):
         """The datagrams that carry `messages` to a ready peer, and where to send them."""
         session = peer.session
         if session.up:
-            datagrams: Sequence[bytes]
             try:
-                if len(messages) == 1 and messages[0].__class__ is bytes:
-                    datagrams = (session.seal_message(messages[0], now),)
-                else:
-                    datagrams = session.seal(make_bodies(messages, session.body_size, session.coalesce), now)
+                datagrams = session.seal_messages(messages, now)
             except TooLargeError:  # accepted for a larger body than this peer has by now
                 messages, bodies = self._fit_again(peer, messages, now)
                 datagrams = session.seal(bodies, now)

@@ -27,7 +27,7 @@ if TYPE_CHECKING or not __package__:
         proof_is_good,
         read_hello_untrusted,
     )
-    from vault_udp_layout import stored_layout
+    from vault_udp_layout import make_bodies, stored_layout
     from vault_udp_packet import PacketError
     from vault_udp_path import NEVER
 else:
@@ -45,7 +45,7 @@ else:
         proof_is_good,
         read_hello_untrusted,
     )
-    from .vault_udp_layout import stored_layout
+    from .vault_udp_layout import make_bodies, stored_layout
     from .vault_udp_packet import PacketError
     from .vault_udp_path import NEVER
 
@@ -419,14 +419,17 @@ class Session(Channel):
         """Datagrams around bodies of user data, under the send pair, which must exist."""
         return self._pair_for_data(now).seal(bodies, self.local.session_time(now))
 
-    def seal_message(self, message: bytes, now: float) -> bytes:
-        """The same for one message.
+    def seal_messages(self, messages: Sequence[bytes], now: float) -> Sequence[bytes]:
+        """Datagrams that carry `messages`, as `make_bodies` takes them.
 
         Raises:
-            TooLargeError: it does not fit uncompressed.
+            TooLargeError: one of them does not fit.
         """
-        layout = stored_layout(len(message), self.body_size)
-        return self._pair_for_data(now).seal_one(layout, message, self.local.session_time(now))
+        if len(messages) == 1 and messages[0].__class__ is bytes:
+            layout = stored_layout(len(messages[0]), self.body_size)
+            pair, time = self._pair_for_data(now), self.local.session_time(now)
+            return (pair.seal_one(layout, messages[0], time),)
+        return self.seal(make_bodies(messages, self.body_size, self.coalesce), now)
 
     def _pair_for_data(self, now: float) -> Pair:
         """The send pair; what is sealed under it now wants an answer."""

@@ -465,7 +465,7 @@ class UDPSocketClass(Carrier):
                 raise InvalidArgumentError(f"{address} is a name that was not added; add_peer it first")
             return [self._node.contact(address, time.monotonic())]
 
-    # ----------------------------------------------------------------------------------------- receiving
+    # ------------------------------------------------------------------------------------------- events
 
     def _tell(self, event: Event) -> None:
         if event.kind == "ready":

@@ -457,7 +457,7 @@ def test_what_opens_under_a_pair_that_has_come_back_makes_nobody_ready() -> None
     assert net.run_until(lambda: both_ready(alice, bob))
     net.run(1)
     of_alice, of_bob = alice.peer(B).session, bob.peer(A).session
-    late = of_alice.seal_message(b"late", alice.now)
+    late = of_alice.seal_messages([b"late"], alice.now)[0]
     goodbye = of_alice.seal([packet.make_control_body(b'{"type":"bye"}', 1000)], alice.now)[0]
     net.hook = lambda sent: [] if sent.src == A and sent.data[:1] != b"\x84" else net.route(sent)
     net.inject(A, B, goodbye)
