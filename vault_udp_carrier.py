@@ -316,7 +316,7 @@ class Carrier:
             former.close()
 
     def _is_time_to_leave(self) -> bool:
-        """Whether nobody has changed the port again meanwhile."""
+        """Whether the former ports have been kept for long enough; nobody may have changed ours meanwhile."""
         with self._lock:
             is_time = time.monotonic() >= self._leave_old_port_at
             if is_time:
@@ -454,7 +454,8 @@ class Carrier:
         self._work = self._room = self._ready = threading.Condition(self._lock)
         self._by_name = {}
         self._resolver.abandon()
-        self._datagrams.abandon()
+        for datagrams in (self._datagrams, *self._replaced):
+            datagrams.abandon()
         self._abandon_files()
 
     def _abandon_files(self) -> None:

@@ -340,6 +340,7 @@ class DatagramSocket(Transmitter):
 
     def abandon(self) -> None:
         """Close the descriptors in a forked child, without a lock that another thread may have held."""
+        self._lock = threading.RLock()
         self._closed = True
         previous, self._previous = self._previous, []
         for sock in previous:

@@ -82,7 +82,9 @@ class Transmitter:
         self.on_too_long: Callable[[Address, bytes], bool] | None = None
         self.on_refused: Callable[[Address, str, int], None] | None = None
         self.errors: dict[str, int] = {}
-        self._lock = threading.Lock()  # counters, flags, closing; never held in a call that may block
+        # Counters, flags, closing; never held in a call that may block. A signal handler may stop the socket
+        # while what it has interrupted holds it.
+        self._lock = threading.RLock()
         self._warned_of_permission = False
         self._destinations: dict[Address, SocketAddress] = {}
 

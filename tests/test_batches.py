@@ -27,7 +27,8 @@ NONCE = b"A" * 22 + b"=="
 Step = Tuple[str, int]
 """What the sender or the network does, and a number that tells which message or bit."""
 KINDS = ["message"] * 3 + ["longer", "coalesced", "uneven", "control", "smaller", "stale", "compressed"]
-KINDS += ["ping", "lost", "again", "swapped", "forged", "other nonce", "truncated", "other version", "mixed"]
+KINDS += ["ping", "lost", "again", "swapped", "forged", "other nonce", "other counter", "truncated"]
+KINDS += ["other version", "mixed"]
 READABLE = {"message", "longer", "coalesced", "uneven", "compressed"}
 STEPS: st.SearchStrategy[list[Step]] = st.lists(
     st.tuples(st.sampled_from(KINDS), st.integers(0, 9)), min_size=1, max_size=25
@@ -66,16 +67,17 @@ def sealed(pair: Pair, step: Step, time: float) -> bytes:
         bodies = [bodies[0].replace(b"\xa1v\x02", b"\xa1v\x03")]
     elif kind == "mixed":
         bodies = [bodies[0].replace(b"\xa1c\xc4\x00", b"\xa1c\xc4\x02{}", 1)[:size]]
-    if kind == "other nonce":
-        return with_other_nonce(pair, bodies[0], time)
+    if kind.startswith("other ") and kind != "other version":
+        return with_other_nonce(pair, bodies[0], time, other_counter=kind == "other counter")
     return pair.seal(bodies[:1], time - STALE if kind == "stale" else time)[0]
 
 
-def with_other_nonce(pair: Pair, body: bytes, time: float) -> bytes:
-    """Sealed by one who has the key, with another nonce than the one that it repeats inside."""
+def with_other_nonce(pair: Pair, body: bytes, time: float, other_counter: bool) -> bytes:
+    """Sealed by one who has the key, with other random bytes or another counter than it repeats inside."""
     (datagram,) = pair.seal([body], time)
     plain = pair.reopen(datagram)
-    inner = struct.pack(">8sQd", bytes(8), int.from_bytes(datagram[16:24], "big"), time)
+    random, counter = datagram[8:16], int.from_bytes(datagram[16:24], "big")
+    inner = struct.pack(">8sQd", random if other_counter else bytes(8), counter + 50 * other_counter, time)
     assert plain == body
     return crypto.seal(pair._seal_key, datagram[:24], inner + body)
 
@@ -151,6 +153,7 @@ def test_what_does_not_follow_is_judged_by_itself(kind: str, usual: tuple[str, i
         "forged": "forged",
         "stale": "outside_window",
         "other nonce": "forged",
+        "other counter": "forged",
         "truncated": "bad_body",
         "other version": "other_version",
         "mixed": "bad_body",

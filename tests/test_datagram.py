@@ -16,6 +16,7 @@ import threading
 import time
 import tracemalloc
 from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, Callable, Iterator, Sequence
@@ -371,12 +372,30 @@ def test_nobody_frees_a_socket_while_another_still_wakes_it(
     release = sock._release
 
     def noted() -> None:
-        was_held.append(sock._lock.locked())
+        with ThreadPoolExecutor(1) as another:
+            was_held.append(not another.submit(sock._lock.acquire, blocking=False).result())
         release()
 
     monkeypatch.setattr(sock, "_release", noted)
     sock.close()
     assert was_held == [True]
+
+
+@pytest.mark.parametrize("interrupted", ["_wake_locked", "_release"])
+def test_a_signal_handler_may_close_what_is_being_closed(
+    make: MakeSocket, monkeypatch: pytest.MonkeyPatch, interrupted: str
+) -> None:
+    sock = make()
+    interrupted_call = getattr(sock, interrupted)
+
+    def with_handler() -> None:
+        sock.wake()
+        sock.close()
+        interrupted_call()
+
+    monkeypatch.setattr(sock, interrupted, with_handler)
+    run_thread(sock.close)
+    assert sock._socket.fileno() == -1
 
 
 def test_closing_frees_the_port(make: MakeSocket) -> None:
@@ -1144,11 +1163,16 @@ def test_the_count_of_drops_goes_on_when_the_port_changes(faked: tuple[DatagramS
         assert sock.kernel_drops == 13
 
 
-def test_a_forked_child_lets_go_of_former_sockets_whose_lock_is_held(make: MakeSocket) -> None:
+def test_a_forked_child_lets_go_of_sockets_whose_locks_are_held(make: MakeSocket) -> None:
     sock, former = make(), make()
     sock.take_over(former)
-    with former._lock:
-        run_thread(sock.abandon)
+
+    def in_child() -> None:
+        sock.abandon()
+        sock.close()
+
+    with former._lock, sock._lock:
+        run_thread(in_child)
     assert former._socket.fileno() == -1
 
 

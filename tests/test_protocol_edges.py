@@ -470,6 +470,43 @@ def test_what_opens_under_a_pair_that_has_come_back_makes_nobody_ready() -> None
     assert bob.kinds_of_events(A) == ["ready", "lost"]
 
 
+def test_a_lost_peer_is_back_whatever_it_says() -> None:
+    net = FakeNet()
+    bob, alice = net.node(B, A), net.node(A, B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(1)
+    net.hook = lambda sent: [] if sent.src == A else net.route(sent)
+    bob.send(A, b"are you there?")
+    assert net.run_until(lambda: bob.peer(A).session.lost)
+    pair = alice.peer(B).session.send
+    assert pair is not None
+    net.inject(A, B, pair.seal([b"\xc1" * 1000], EPOCH + net.now)[0])
+    assert bob.node.counters["bad_body"] == 1
+    assert bob.kinds_of_events(A) == ["ready", "lost", "ready"]
+
+
+def test_what_is_too_long_is_not_waited_for_an_answer_to() -> None:
+    net = FakeNet()
+    bob, alice = net.node(B, A), net.node(A, B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(5)
+    session = alice.peer(B).session
+    before = session.deadline()
+    with pytest.raises(packet.TooLargeError):
+        session.seal_messages([bytes(5000)], alice.now)
+    assert session.deadline() == before
+
+
+def test_a_stranger_that_says_goodbye_is_no_stranger_any_more() -> None:
+    net = FakeNet()
+    bob, alice = net.node(B), net.node(A, B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    assert bob.node.table.strangers == 1
+    alice.stop()
+    net.run(0.01)
+    assert bob.node.table.strangers == 0
+
+
 def test_what_a_killed_process_left_on_the_way_does_not_take_over() -> None:
     net = FakeNet(seed=5)
     bob, alice = net.node(B, A, lifetime=1000), net.node(A, B, lifetime=5)

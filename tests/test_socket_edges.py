@@ -325,6 +325,15 @@ def test_what_the_receive_thread_may_be_busy_with(busy_with: str, monkeypatch: p
         assert asked == [busy_with == "nothing"]
 
 
+def test_a_forked_child_lets_go_of_a_former_port_that_was_still_to_be_taken_over() -> None:
+    former = DatagramSocket(0)
+    with UDPSocketClass(0) as sock:
+        sock.stop()
+        sock._replaced.append(former)
+        sock._abandon()
+    assert former._socket.fileno() == -1
+
+
 def test_events_are_told_in_the_order_in_which_they_came_to_be() -> None:
     with pair() as (a, _):
         with a._lock:

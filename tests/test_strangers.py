@@ -261,6 +261,19 @@ def test_only_who_is_nobody_to_us_is_hopeless_in_a_flood() -> None:
     assert [is_hopeless(source, now) for source in (STRANGER, base, place)] == [True, True, False]
 
 
+@pytest.mark.parametrize("confirmed", [False, True])
+def test_who_was_heard_of_last_is_evicted_last(confirmed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit in ("MAX_PENDING_STRANGERS", "MAX_CONFIRMED_STRANGERS"):
+        monkeypatch.setattr(vault_udp_peer, limit, 2)
+    node = FakeNet().node(SERVER).node
+    peers = []
+    for number in range(3):
+        peers.append(node.new_peer((f"10.9.0.{number}", 1)))
+        node.table.heard(peers[-1], confirmed=confirmed)
+        node.table.heard(peers[0])
+    assert [bool(peer.names) for peer in peers] == [True, False, True]
+
+
 def test_spoofed_base_announcements_fill_no_table_beyond_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vault_udp_peer, "MAX_PENDING_STRANGERS", 50)
     monkeypatch.setattr(vault_udp_state, "MAX_IDENTITIES", 100)
