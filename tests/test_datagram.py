@@ -1163,6 +1163,16 @@ def test_the_count_of_drops_goes_on_when_the_port_changes(faked: tuple[DatagramS
         assert sock.kernel_drops == 13
 
 
+def test_what_came_to_former_ports_was_sent_before(make: MakeSocket) -> None:
+    oldest, older, sock, sender = (make() for _ in range(4))
+    sock.take_over(oldest)
+    sock.take_over(older)
+    for to in (sock, older, oldest):
+        assert sender.send([b"%d" % to.port], ("127.0.0.1", to.port)) == 1
+    batches = sock.receive()
+    assert [datagrams for datagrams, _ in batches] == [[b"%d" % to.port] for to in (oldest, older, sock)]
+
+
 def test_a_forked_child_lets_go_of_sockets_whose_locks_are_held(make: MakeSocket) -> None:
     sock, former = make(), make()
     sock.take_over(former)

@@ -497,6 +497,22 @@ def test_what_is_too_long_is_not_waited_for_an_answer_to() -> None:
     assert session.deadline() == before
 
 
+def test_data_that_goes_back_acknowledges_and_puts_the_keepalive_off() -> None:
+    net = FakeNet()
+    bob, alice = net.node(B, A), net.node(A, B)
+    bob.node.local.keepalive = 10
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(5)
+    alice.send(B, b"question")
+    net.run(1)
+    bob.send(A, b"answer")
+    answered_at, before = net.now, len(net.sent)
+    net.run(9.9)
+    assert [sent.time for sent in net.sent[before:] if sent.src == B] == []
+    net.run(0.2)
+    assert [round(sent.time - answered_at, 6) for sent in net.sent[before:] if sent.src == B] == [10]
+
+
 def test_a_stranger_that_says_goodbye_is_no_stranger_any_more() -> None:
     net = FakeNet()
     bob, alice = net.node(B), net.node(A, B)

@@ -7,6 +7,7 @@ import contextlib
 import math
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any, List, Sequence
 
 import pytest
@@ -332,6 +333,35 @@ def test_a_forked_child_lets_go_of_a_former_port_that_was_still_to_be_taken_over
         sock._replaced.append(former)
         sock._abandon()
     assert former._socket.fileno() == -1
+
+
+def test_messages_that_come_together_are_each_delivered() -> None:
+    source = ("192.0.2.1", 9)
+    with UDPSocketClass(0) as sock:
+        texts, everything = Collector[Any](), Collector[Any]()
+        sock.udp_recv_data.connect(texts)
+        sock.udp_recv_bytes.connect(everything)
+        sock._delivery.deliver_all([(source, [b"1", b"2"]), (source, (b"3",))])
+        assert everything.wait_for(3) == [(b"1", source), (b"2", source), (b"3", source)]
+        assert texts.wait_for(3) == [("1", source), ("2", source), ("3", source)]
+
+
+def test_all_that_is_to_be_sent_is_sent() -> None:
+    outgoing = [(("192.0.2.1", 9), b"1"), (("192.0.2.2", 9), b"2")]
+    sent: list[tuple[Any, ...]] = []
+    datagrams: Any = SimpleNamespace(send=lambda datagrams, endpoint: sent.append((endpoint, *datagrams)))
+    UDPSocketClass._send_each(outgoing, datagrams)
+    assert sent == outgoing
+
+
+def test_what_a_timer_has_to_tell_is_told_although_nothing_comes() -> None:
+    told = Collector[Any]()
+    with UDPSocketClass(0) as sock:
+        sock.udp_peer_lost.connect(told)
+        with sock._lock:
+            sock._node.events.append(Event("lost", ("192.0.2.1", 9), "a timer says so"))
+            sock._wake_sender_locked()
+        assert told.wait_for(1) == [(("192.0.2.1", 9), "a timer says so")]
 
 
 def test_events_are_told_in_the_order_in_which_they_came_to_be() -> None:
