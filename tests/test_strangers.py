@@ -251,6 +251,8 @@ def test_only_who_is_nobody_to_us_is_hopeless_in_a_flood() -> None:
     while node._introductions.affordable(next(spenders), now):
         pass
     assert [is_hopeless(source, now) for source in (STRANGER, base, place)] == [True, True, True]
+    node.receive([bytes(1000)] * 3, STRANGER, now)
+    assert node.counters["stranger_budget"] == 3
     assert not is_hopeless(ADDED, now)
     assert not is_hopeless(STRANGER, now + 0.0011), "the budget has something again"
     node.base.add(base, 2, now)
