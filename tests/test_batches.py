@@ -42,7 +42,8 @@ class Outcome(NamedTuple):
     counters: dict[str, int]
     highest: int
     accepted: list[bool]
-    outgoing: list[Address]
+    outgoing: int
+    sent_to: list[Address]
     """Where something was sent, also later, when nothing more has come for a while."""
 
 
@@ -128,9 +129,10 @@ def outcome(steps: list[Step], batch_size: int) -> Outcome:
     messages = [bytes(message) for _, delivered in node.deliveries for message in delivered]
     highest = pair.window.highest if pair is not None else -1
     accepted = [pair.window.accept(highest - back) for back in range(min(40, highest))] if pair else []
+    counters, outgoing = dict(node.counters), len(node.outgoing)
     node.run_timers(bob.now + 1.5 * ACKNOWLEDGE_AFTER)
-    outgoing = [address for address, _ in node.outgoing]
-    return Outcome(messages, dict(node.counters), highest, accepted, outgoing)
+    sent_to = [address for address, _ in node.outgoing]
+    return Outcome(messages, counters, highest, accepted, outgoing, sent_to)
 
 
 @given(STEPS, st.integers(2, 30))

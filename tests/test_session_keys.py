@@ -381,12 +381,12 @@ def test_what_was_left_in_the_memory_is_overwritten_with_the_keys() -> None:
     alice, bob = local_keys(), local_keys()
     ours = Pair(alice, bob.sign_public, alice.current, bob.current.public)
     theirs = Pair(bob, alice.sign_public, bob.current, alice.current.public)
-    sealed = ours.seal(make_bodies([b"a secret", b"another!"], 300, False), 1.0)
+    sealed = ours.seal(make_bodies([b"another!", b"a secret"], 300, False), 1.0)
     assert isinstance(sealed, Segments)
     assert theirs.open_usual(sealed, 0, 0.0, 2.0, []) == 2
     workspace = bob.workspaces.take()
     bob.workspaces.give_back(workspace)
-    assert b"another!" in bytes(workspace.run)
+    assert b"a secret" in bytes(workspace.run)
     bob.wipe()
     assert not any(workspace.run)
 
