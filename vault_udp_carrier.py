@@ -456,7 +456,3 @@ class Carrier:
         self._resolver.abandon()
         for datagrams in (self._datagrams, *self._replaced):
             datagrams.abandon()
-        self._abandon_files()
-
-    def _abandon_files(self) -> None:
-        """Let go of files in a forked child."""

@@ -149,6 +149,10 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
             self._slots = ()
             self._failing.clear()
 
+    def abandon(self) -> None:
+        """In a forked child: a thread that is not there may have held the lock."""
+        self._lock = threading.Lock()
+
     def _replace_slots(self, without: _Connection) -> None:
         with self._lock:
             removed = [connection for connection in self._slots if _same(connection, without)]

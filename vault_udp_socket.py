@@ -590,7 +590,10 @@ class UDPSocketClass(Carrier):
         self._stop_threads(min(timeout, threading.TIMEOUT_MAX))
         self._release_identity()
 
-    def _abandon_files(self) -> None:
+    def _abandon(self) -> None:
+        super()._abandon()
+        for signal in self._callback_signals:
+            signal.abandon()
         if self._identity_file is not None:
             self._identity_file.abandon()
 

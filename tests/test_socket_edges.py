@@ -335,6 +335,18 @@ def test_a_forked_child_lets_go_of_a_former_port_that_was_still_to_be_taken_over
     assert former._socket.fileno() == -1
 
 
+def test_a_forked_child_lets_go_of_the_locks_of_signals() -> None:
+    with UDPSocketClass(0) as sock:
+        sock.stop()
+        for signal in sock._callback_signals:
+            signal._lock.acquire()  # as after a fork in which another thread was connecting a slot
+        sock._abandon()
+        for signal in sock._callback_signals:
+            assert signal._lock.acquire(blocking=False)
+            signal._lock.release()
+            signal.connect(print)
+
+
 def test_messages_that_come_together_are_each_delivered() -> None:
     source = ("192.0.2.1", 9)
     with UDPSocketClass(0) as sock:
