@@ -53,7 +53,9 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
         self.on_connect = on_connect
         self._slots: tuple[_Connection, ...] = ()
         self._on_error = on_error
-        self._lock = threading.Lock()
+        # A handler of the system's signals may stop a socket, and so block this, while what it interrupted is
+        # connecting a slot.
+        self._lock = threading.RLock()
         # By id of the connection; holding the connection keeps its id from being used again.
         self._failing: dict[int, _Connection] = {}
         self.errors = 0
@@ -151,7 +153,7 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
 
     def abandon(self) -> None:
         """In a forked child: a thread that is not there may have held the lock."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def _replace_slots(self, without: _Connection) -> None:
         with self._lock:

@@ -11,7 +11,9 @@ from typing import Any, Callable
 
 import PySignal
 import pytest
+from loopback import run_thread
 
+import vault_udp_signal
 from vault_udp_signal import SafeSignal
 
 
@@ -349,3 +351,22 @@ def test_threads_connect_and_disconnect_during_emits(signal: SafeSignal) -> None
     gc.collect()
     signal.emit(count)
     assert len(signal._slots) == 1
+
+
+def test_a_signal_handler_may_block_what_is_being_connected(
+    signal: SafeSignal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    signal.connect(recorder)
+
+    def with_handler(*_: object) -> bool:
+        signal.block(True)  # as `stop` does
+        return False
+
+    monkeypatch.setattr(vault_udp_signal, "_same", with_handler)
+    run_thread(lambda: signal.connect(print))
+    signal.emit(1)
+    assert recorder.calls == []
+    signal.block(False)
+    signal.emit(2)
+    assert recorder.calls == [(2,)]

@@ -21,6 +21,7 @@ from loopback import (
     eventually,
     pair,
     plain_socket,
+    run_thread,
 )
 
 import vault_udp_delivery
@@ -336,15 +337,14 @@ def test_a_forked_child_lets_go_of_a_former_port_that_was_still_to_be_taken_over
 
 
 def test_a_forked_child_lets_go_of_the_locks_of_signals() -> None:
-    with UDPSocketClass(0) as sock:
-        sock.stop()
-        for signal in sock._callback_signals:
-            signal._lock.acquire()  # as after a fork in which another thread was connecting a slot
-        sock._abandon()
-        for signal in sock._callback_signals:
-            assert signal._lock.acquire(blocking=False)
-            signal._lock.release()
-            signal.connect(print)
+    sock = UDPSocketClass(0)
+    sock.stop()
+    for signal in sock._callback_signals:
+        run_thread(signal._lock.acquire)  # as after a fork in which another thread was connecting a slot
+    sock._abandon()
+    for signal in sock._callback_signals:
+        assert signal._lock.acquire(blocking=False)
+    sock.stop()
 
 
 def test_messages_that_come_together_are_each_delivered() -> None:
