@@ -36,7 +36,7 @@ class Resolver:
         self._answer: Answer | None = answer
         self._family = family
         self._getaddrinfo = getaddrinfo or socket.getaddrinfo
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a handler of the system's signals may stop what is being stopped
         self._waiting: dict[Address, None] = {}
         self._threads = 0
 
@@ -96,5 +96,5 @@ class Resolver:
 
     def abandon(self) -> None:
         """In a forked child: the threads are not there, and one of them may have held the lock."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self.stop()

@@ -10,12 +10,12 @@ import socket
 import threading
 import weakref
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Dict, Iterator
 
 import pytest
 from base_net import PORT_HABITS, VERSIONS, BaseHost, Nets
 from fakenet import FakeNet, Host
-from loopback import PATIENCE, Inbox, address_of, eventually, has_ipv6, on_posix
+from loopback import PATIENCE, Inbox, address_of, eventually, has_ipv6, on_posix, run_thread
 
 import vault_udp_socket_helper as crypto
 from vault_udp_address import canonical_host, is_host
@@ -1043,14 +1043,26 @@ def test_a_name_server_cannot_make_us_speak_to_everybody() -> None:
     resolver.stop()
 
 
+def test_a_signal_handler_may_stop_what_is_being_stopped() -> None:
+    class Interrupted(Dict[Any, None]):
+        def clear(self) -> None:
+            resolver._waiting = {}
+            resolver.stop()
+
+    resolver = Resolver(lambda *_: None, socket.AF_UNSPEC)
+    resolver._waiting = Interrupted()
+    run_thread(resolver.stop)
+    assert resolver._answer is None
+
+
 @on_posix
 def test_a_forked_child_lets_go_of_a_resolver_whose_lock_is_held() -> None:
     names = Names("127.0.0.1", blocked=True)
     with socket_with(names) as sock:
         sock.add_peer(("host.example", 8000))
         eventually(lambda: names.asked, "it is asked for")
-        with sock._resolver._lock:
-            sock._resolver.abandon()  # as after a fork in which another thread had the lock
+        run_thread(sock._resolver._lock.acquire)  # as after a fork in which another thread had the lock
+        sock._resolver.abandon()
         names.go.set()
         eventually(lambda: not resolver_threads(), "the thread is gone")
 
