@@ -69,7 +69,7 @@ MOVE_PINGS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 def retry_delay(attempt: int) -> float:
     """Seconds until the next confirm or rekey: 0.25 s, growing by half each time, at most 2 s."""
-    return min(0.25 * 1.5**attempt, 2.0)
+    return min(0.25 * 1.5 ** min(attempt, 6), 2.0)  # the power of a large one would overflow
 
 
 def announce_delay(attempt: int, rng: random.Random) -> float:

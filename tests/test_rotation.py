@@ -150,6 +150,15 @@ def test_a_peer_that_does_not_follow_is_announced_to_anew() -> None:
     assert net.run_until(lambda: (B, b"and you") in alice.received, limit=16)
 
 
+def test_a_peer_that_stays_away_for_hours_is_offered_the_new_key_again_and_again() -> None:
+    net = FakeNet()
+    alice, bob = net.node(A, B, lifetime=9000), net.node(B, A, lifetime=9000)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    bob.kill()
+    net.run(9450 + 3700)
+    assert alice.peer(B).session._rekeys > 1751, "as many as a power of 1.5 can have"
+
+
 def test_memory_is_bounded_while_peers_come_and_go() -> None:
     net = FakeNet(3, loss=0.1, duplication=0.1, delay=0.01, jitter=0.01)
     server = net.node(B, lifetime=5)
