@@ -280,9 +280,10 @@ class Introductions:
         self._state.encryption.store_peer_keys(address, enc, sign, now)
         peer = self._state.own_entry(address)
         link = self._state.base.add(address, version, now)
-        link.shown, link.added = version, peer.added
+        link.shown = version
         # Whom nobody named gets no more than the answer until a datagram of its own has opened.
-        link.refresh_at = link.ready_at if peer.added else NEVER
+        if peer.added:
+            link.mark_added(now)
         peer.base_ready = False
         self._state.note_version(sign, version)
         self._state.table.set_identity(peer, sign)
@@ -312,8 +313,8 @@ class Introductions:
             return
         peer = self._state.own_entry(address)
         link = self._state.base.add(address, packet.PROTOCOL_VERSION, now)
-        link.added = True
-        link.ready_at = link.refresh_at = now + SUPPLIED_KEYS_AFTER
+        link.ready_at = now + SUPPLIED_KEYS_AFTER
+        link.mark_added(now)
         peer.base_ready = False
         self._state.table.set_identity(peer, keys.sign)
         self._state.start_announcing(peer, now)

@@ -80,6 +80,11 @@ class BaseLink:
         self.ready_at = now + READY_AFTER
         self.refresh_at = NEVER
 
+    def mark_added(self, now: float) -> None:
+        """The user has named this peer: what it is sent is not limited to what came from it any more."""
+        if not self.added:
+            self.added, self.refresh_at = True, max(now, self.ready_at)
+
     def affords(self, size: int) -> bool:
         """Take `size` bytes out of the credit: no more is sent to a stranger unasked than came from there."""
         if self.added:

@@ -131,10 +131,18 @@ class Node(Upkeep):
             self.base.remove(peer.listens_at)
             if is_host(address[0]):
                 self.host_keys[address] = supplied
-        self._remember(peer)
+        self._was_added(peer, now)
         if not self.is_ready(peer, now) and peer.announce_at == NEVER:
             self.start_announcing(peer, now)
         return peer
+
+    def _was_added(self, peer: Peer, now: float) -> None:
+        """The user has added a peer that may have been known as a stranger."""
+        self._remember(peer)
+        link = self.link_of(peer)
+        if link is not None:
+            link.mark_added(now)
+            self.schedule(peer)
 
     def _named(self, address: Address, supplied: bytes | None, now: float) -> Peer | None:
         """The entry of that name; of somebody whose host's name led there, the address becomes a name."""
@@ -308,7 +316,7 @@ class Node(Upkeep):
 
     def _merged(self, peer: Peer, name: Address | None, now: float) -> None:
         """An added entry, of that name, has turned out to be this peer, which was known already."""
-        self._remember(peer)
+        self._was_added(peer, now)
         if self.is_ready(peer, now):
             self.became_ready(peer, name)
 

@@ -159,6 +159,24 @@ def test_base_peers_are_told_our_new_port(new_net: Nets, version: int, source_po
     assert us.messages_from(THEIRS)[-1] == b"to the new port"
 
 
+def test_a_base_peer_that_came_by_itself_and_is_added_then_is_like_others(new_net: Nets) -> None:
+    net = new_net()
+    us, them = net.node(OURS), BaseHost(net)
+    them.add_peer(OURS)
+    net.run(2)
+    unasked = len(sent_by(net, OURS))
+    us.add_peer(THEIRS)
+    net.run(1)
+    before = len(sent_by(net, OURS))
+    assert before > unasked, "it is told at once"
+    net.run(50)
+    assert len(sent_by(net, OURS)) - before >= 2, "and every 20 s"
+    new = (OURS[0], OURS[1] + 1)
+    us.move(new)
+    net.run(1)
+    assert any(map(read_clear, sent_by(net, new)))
+
+
 @pytest.mark.parametrize("identity_too", [True, False])
 def test_base_peers_are_told_our_new_key(new_net: Nets, identity_too: bool) -> None:
     net = new_net()
