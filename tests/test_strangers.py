@@ -276,6 +276,18 @@ def test_who_was_heard_of_last_is_evicted_last(confirmed: bool, monkeypatch: pyt
     assert [bool(peer.names) for peer in peers] == [True, False, True]
 
 
+def test_a_stranger_that_said_goodbye_is_gone() -> None:
+    net = FakeNet()
+    server, stranger = net.node(SERVER), net.node(STRANGER, SERVER)
+    assert net.run_until(lambda: stranger.peer(SERVER).session.up)
+    net.run(1)
+    assert server.node.table.strangers == 1
+    stranger.stop()
+    net.run(1)
+    assert server.node.table.strangers == 0
+    assert STRANGER not in server.node.table.by_name
+
+
 def test_spoofed_base_announcements_fill_no_table_beyond_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vault_udp_peer, "MAX_PENDING_STRANGERS", 50)
     monkeypatch.setattr(vault_udp_state, "MAX_IDENTITIES", 100)
