@@ -124,7 +124,8 @@ class Node(Upkeep):
         peer = self._named(address, supplied, now) or self.new_peer(address)
         self.table.mark_added(peer)
         if supplied is not None:
-            if peer.identity not in (b"", supplied):
+            bound_to = peer.identity or peer.supplied  # what waits may be for who has not shown himself yet
+            if bound_to and bound_to != supplied:
                 self.release_pin(peer, "another key was supplied", now)
                 peer = self.table.by_name[address]  # an entry of its own now, if it had several names
             peer.supplied = supplied

@@ -325,6 +325,28 @@ def test_a_key_supplied_later_ends_the_session_with_another() -> None:
     assert bob.received == []
 
 
+def test_what_waits_for_a_supplied_key_is_not_handed_to_the_next_one() -> None:
+    net = FakeNet()
+    bob, alice = net.node(B), net.node(A)
+    alice.add_peer(B, supplied=crypto.sign_public_of(crypto.new_sign_seed()))
+    alice.send(B, b"not for bob")
+    alice.add_peer(B, supplied=bob.sign_public)
+    alice.send(B, b"for bob")
+    assert net.run_until(lambda: both_ready(alice, bob), limit=5)
+    net.run(1)
+    assert bob.received == [(A, b"for bob")]
+    assert alice.node.counters["queued_for_another_identity"] == 1
+
+
+def test_what_waits_for_a_supplied_key_still_does_when_it_is_supplied_again() -> None:
+    net = FakeNet()
+    bob, alice = net.node(B), net.node(A)
+    for _ in range(2):
+        alice.add_peer(B, supplied=bob.sign_public)
+        alice.send(B, b"for bob")
+    assert net.run_until(lambda: len(bob.received) == 2, limit=5)
+
+
 def test_a_live_peer_s_address_is_not_taken_over() -> None:
     """Somebody who can receive at the peer's address asks for its place while the peer is alive."""
     net, alice, bob = two_in_session()
