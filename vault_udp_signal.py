@@ -69,7 +69,8 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
     def emit(self, *args: Any, **kwargs: Any) -> None:
         """Call every slot with the arguments; what a slot raises does not get out of here.
 
-        That is every ``Exception``, and ``SystemExit``: it would end the thread and nothing else.
+        That is all but ``KeyboardInterrupt``, which is for the program: whatever else got out would end the
+        thread and nothing else, and nobody would notice; ``asyncio.CancelledError`` is no ``Exception``.
 
         A slot that is disconnected while an emit is under way may still be called by that emit, never later.
         """
@@ -86,7 +87,9 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
                         self._replace_slots(without=connection)
                         continue
                     function(instance, *args, **kwargs)
-            except (Exception, SystemExit) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 self._handle_error(connection, error)
             else:
                 if self._failing:
@@ -113,7 +116,9 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
                 else:
                     self._failing.pop(id(slots[0]), None)
                     return
-            except (Exception, SystemExit) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 self._handle_error(slots[0], error)
 
     def connect(self, slot: Slot) -> None:
@@ -123,15 +128,19 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
         """
         if not callable(slot):
             raise ValueError(f"Connection to non-callable '{slot.__class__.__name__}' object failed")
-        if inspect.iscoroutinefunction(slot):
+        if inspect.iscoroutinefunction(slot) or inspect.iscoroutinefunction(type(slot).__call__):
             raise ValueError(
-                f"{slot.__qualname__} is a coroutine function, slots are called and not awaited; connect a "
+                f"{_name_of(slot)} is a coroutine function, slots are called and not awaited; connect a "
                 "function that passes on to the event loop, with loop.call_soon_threadsafe"
             )
         connection = _connection_of(slot)
-        with self._lock:
-            if not any(_same(connection, other) for other in self._slots):
-                self._slots = (*(other for other in self._slots if _alive(other)), connection)
+
+        def with_connection(slots: tuple[_Connection, ...]) -> tuple[_Connection, ...]:
+            if any(_same(connection, other) for other in slots):
+                return slots
+            return (*(other for other in slots if _alive(other)), connection)
+
+        self._change_slots(with_connection)
         if self.on_connect is not None:
             self.on_connect()
 
@@ -141,26 +150,37 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
 
     def block(self, isBlocked: bool) -> None:  # noqa: N803  # PySignal's name
         """Call no slots, or call them again."""
-        with self._lock:
-            super().block(isBlocked)
-            self._slots = (*self._slots,)  # another object, which an emit under way notices
+        super().block(isBlocked)
+        self._change_slots(lambda slots: (*slots,))  # another object, which an emit under way notices
 
     def clear(self) -> None:
         """Disconnect every slot."""
-        with self._lock:
-            self._slots = ()
-            self._failing.clear()
+        self._change_slots(lambda slots: ())
 
     def abandon(self) -> None:
         """In a forked child: a thread that is not there may have held the lock."""
         self._lock = threading.RLock()
 
     def _replace_slots(self, without: _Connection) -> None:
-        with self._lock:
-            removed = [connection for connection in self._slots if _same(connection, without)]
-            self._slots = tuple(connection for connection in self._slots if not _same(connection, without))
-            for connection in removed:
-                self._failing.pop(id(connection), None)
+        self._change_slots(lambda slots: tuple(other for other in slots if not _same(other, without)))
+
+    def _change_slots(self, change: Callable[[tuple[_Connection, ...]], tuple[_Connection, ...]]) -> None:
+        """Replace the slots by what `change` makes of them.
+
+        It is called without the lock and may be repeated: while it runs, a finalizer or a handler of the
+        system's signals may connect and disconnect, too.
+        """
+        while True:
+            slots = self._slots
+            changed = change(slots)
+            with self._lock:
+                if self._slots is not slots:
+                    continue
+                self._slots = changed
+                for connection in slots:
+                    if not any(connection is other for other in changed):
+                        self._failing.pop(id(connection), None)
+                return
 
     def _handle_error(self, connection: _Connection, error: BaseException) -> None:
         with self._lock:
@@ -176,10 +196,14 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
             self._on_error(slot, error)
         elif is_news:
             # The name only: the representation of a partial or of an object may show user data.
-            name = getattr(function, "__qualname__", type(function).__qualname__)
+            name = _name_of(function)
             code = getattr(function, "__code__", None)
             place = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
             _logger.error("callback %s%s raised; it stays connected", name, place, exc_info=error)
+
+
+def _name_of(slot: Slot) -> str:
+    return str(getattr(slot, "__qualname__", type(slot).__qualname__))
 
 
 def _connection_of(slot: Slot) -> _Connection:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import threading
@@ -216,6 +217,40 @@ def test_keyboard_interrupt_passes(signal: SafeSignal) -> None:
         signal.emit()
 
 
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, GeneratorExit, SystemExit])
+def test_what_is_no_exception_ends_no_thread_either(signal: SafeSignal, kind: type[BaseException]) -> None:
+    recorder = Recorder()
+
+    def fail_otherwise(*_: Any) -> None:
+        raise kind
+
+    signal.connect(fail_otherwise)
+    signal.emit_each([1], "context")
+    signal.connect(recorder)
+    signal.emit(2)
+    assert signal.errors == 2
+    assert recorder.calls == [(2,)]
+
+
+async def _coroutine(*_: Any) -> None:
+    """Would be awaited by nobody."""
+
+
+class AsyncCallable:
+    async def __call__(self, *_: Any) -> None:
+        """The same."""
+
+
+@pytest.mark.parametrize(
+    ("slot", "name"),
+    [(_coroutine, "_coroutine"), (partial(_coroutine, 1), "partial"), (AsyncCallable(), "AsyncCallable")],
+)
+def test_nothing_is_connected_that_had_to_be_awaited(signal: SafeSignal, slot: Any, name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is a coroutine function"):
+        signal.connect(slot)
+    assert not signal.connected
+
+
 def test_one_log_line_per_episode_and_no_user_data(
     signal: SafeSignal, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -353,6 +388,24 @@ def test_threads_connect_and_disconnect_during_emits(signal: SafeSignal) -> None
     assert len(signal._slots) == 1
 
 
+def test_a_finalizer_may_disconnect_while_a_slot_is_connected(
+    signal: SafeSignal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = Recorder(), Recorder()
+    signal.connect(old)
+    same = vault_udp_signal._same
+
+    def with_finalizer(*connections: Any) -> bool:
+        monkeypatch.undo()
+        signal.disconnect(old)
+        return same(*connections)
+
+    monkeypatch.setattr(vault_udp_signal, "_same", with_finalizer)
+    run_thread(lambda: signal.connect(new))
+    signal.emit(1)
+    assert (old.calls, new.calls) == ([], [(1,)])
+
+
 def test_a_signal_handler_may_block_what_is_being_connected(
     signal: SafeSignal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,6 +413,7 @@ def test_a_signal_handler_may_block_what_is_being_connected(
     signal.connect(recorder)
 
     def with_handler(*_: object) -> bool:
+        monkeypatch.undo()
         signal.block(True)  # as `stop` does
         return False
 
