@@ -434,13 +434,25 @@ class Carrier:
         if current is not self._receiver:
             self._receiver.join(max(0.0, deadline - time.monotonic()))
             if self._receiver.is_alive():
-                logger.warning("a callback is still running after %s s; the socket stops without it", timeout)
+                logger.warning(
+                    "the receive thread is still at work after %s s, most likely in a callback; "
+                    "the socket stops without it",
+                    timeout,
+                )
         with self._lock:
             self._node.close(time.monotonic())  # if the send thread still hangs in a system call
             self._encryption.stop()
         _open_sockets.discard(self)
         # Break the cycles through us, so that a stopped socket is freed at once and not by the collector.
         self._encryption.on_identity_changed = self._encryption.on_peer_keys_supplied = None
+
+    def _holds_lock(self) -> bool:
+        """Whether this very thread does."""
+        try:
+            self._work.notify(0)
+        except RuntimeError:
+            return False
+        return True
 
     def _check_running(self) -> None:
         if self._stopped:

@@ -133,6 +133,17 @@ def check_keepalive(keepalive: object) -> None:
         raise InvalidArgumentError(f"keepalive is {keepalive!r}; it must be at least 1 second, or None")
 
 
+def check_timeout(timeout: object) -> None:
+    """Pass a number of seconds; `math.inf` is for ever.
+
+    Raises:
+        InvalidArgumentError: anything else.
+    """
+    is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+    if not is_number or timeout != timeout:  # not a number
+        raise InvalidArgumentError(f"timeout is {timeout!r}; it must be a number of seconds")
+
+
 def check_mtu(mtu: object) -> None:
     """Pass an int from 576 to 65535, and None.
 

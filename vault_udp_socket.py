@@ -48,6 +48,7 @@ if TYPE_CHECKING or not __package__:
         check_port,
         check_rate_limit,
         check_text,
+        check_timeout,
     )
     from vault_udp_identity import IdentityFile, KnownPeers, Path, fingerprint
     from vault_udp_node import Event, Node
@@ -82,6 +83,7 @@ else:
         check_port,
         check_rate_limit,
         check_text,
+        check_timeout,
     )
     from .vault_udp_identity import IdentityFile, KnownPeers, Path, fingerprint
     from .vault_udp_node import Event, Node
@@ -374,10 +376,12 @@ class UDPSocketClass(Carrier):
         """Wait until messages to `addr` leave at once; False if `timeout` seconds were not enough.
 
         Raises:
+            InvalidArgumentError, InvalidPortError: addr is not an address, timeout not a number.
             StoppedError: after `stop`, also if that happens meanwhile.
             UDPSocketError: in a callback, where nothing could become ready meanwhile.
         """
         address = check_address(addr)
+        check_timeout(timeout)
         if threading.current_thread() is self._receiver:
             raise UDPSocketError("wait_ready was called in a callback; connect udp_peer_ready instead")
         with self._lock:
@@ -579,14 +583,26 @@ class UDPSocketClass(Carrier):
     def stop(self, timeout: float = 5.0) -> None:
         """Send what is sealed or ready, say goodbye, end the threads and free the port.
 
-        Any number of times, from any thread, from a callback too.
+        Any number of times, from any thread, from a callback too. In a handler of the system's signals, or a
+        finalizer, that has interrupted one of our methods, it returns at once, and a thread sees to the rest.
 
         Args:
             timeout: seconds to wait for a callback that is running.
+
+        Raises:
+            InvalidArgumentError: timeout is not a number.
         """
+        check_timeout(timeout)
         for signal in self._callback_signals:
             signal.block(True)  # what has been received, but not yet passed on, stays so
             signal.on_connect = None
+        if self._holds_lock():
+            # What was interrupted has it, and our threads cannot end without it.
+            threading.Thread(target=self._end, args=(timeout,), name="vault-udp-stop").start()
+        else:
+            self._end(timeout)
+
+    def _end(self, timeout: float) -> None:
         self._stop_threads(min(timeout, threading.TIMEOUT_MAX))
         self._release_identity()
 

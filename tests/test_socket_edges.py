@@ -28,7 +28,7 @@ import vault_udp_delivery
 from vault_udp_datagram import DatagramSocket
 from vault_udp_node import Event, Node
 from vault_udp_session import retry_delay
-from vault_udp_socket import StoppedError, UDPSocketClass
+from vault_udp_socket import InvalidArgumentError, StoppedError, UDPSocketClass
 
 
 def test_stats_count_base_keys_and_sessions() -> None:
@@ -334,6 +334,32 @@ def test_a_forked_child_lets_go_of_a_former_port_that_was_still_to_be_taken_over
         sock._replaced.append(former)
         sock._abandon()
     assert former._socket.fileno() == -1
+
+
+def test_what_interrupts_a_method_may_stop_the_socket() -> None:
+    with pair() as (a, b):
+        port = a.recv_port
+
+        def interrupted() -> None:
+            with a._lock:  # as `send_data` has it when a handler of a signal is called
+                a.stop(timeout=3600)
+
+        run_thread(interrupted)
+        eventually(lambda: not a._receiver.is_alive() and not a._sender.is_alive(), "the threads end")
+        eventually(lambda: b.get_stats()["counters"].get("goodbyes") == 1, "it has said goodbye")
+        a.stop()
+        assert_free(port)
+
+
+@pytest.mark.parametrize("timeout", [None, "5", float("nan"), True])
+def test_a_timeout_is_a_number(timeout: Any) -> None:
+    with pair() as (a, b):
+        inbox = Inbox(b)
+        for method in (b.stop, lambda seconds: b.wait_ready(address_of(a), seconds)):
+            with pytest.raises(InvalidArgumentError, match=r"timeout is .* number of seconds"):
+                method(timeout)
+        a.send_data("nothing has happened", address_of(b))
+        inbox.wait_for_text("nothing has happened")
 
 
 def test_a_forked_child_lets_go_of_the_locks_of_signals() -> None:
