@@ -88,11 +88,14 @@ class Delivery:
         """Whether messages are kept now; for the thread that calls `deliver_all`."""
         return bool(self._early)
 
-    def _count_undelivered(self, reason: str, address: Address) -> None:
+    def _count_undelivered(self, reason: str, address: Address, count: int = 1) -> None:
         with self._lock:
-            self._node.count_undelivered(reason, address)
+            self._node.count_undelivered(reason, address, count)
 
     def _deliver(self, address: Address, messages: Sequence[bytes]) -> None:
+        if not (self.everything.connected or self.texts.connected):
+            self._count_undelivered("nobody_connected", address, len(messages))
+            return
         if len(messages) == 1:
             self.everything.emit(messages[0], address)
         else:

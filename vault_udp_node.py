@@ -465,12 +465,12 @@ class Node(Upkeep):
         self.schedule(peer)
         return messages is not None
 
-    def count_undelivered(self, reason: str, address: Address) -> None:
-        """A message that was accepted from the peer of that name reaches nobody."""
-        self.counters[reason] += 1
+    def count_undelivered(self, reason: str, address: Address, count: int) -> None:
+        """Messages that were accepted from the peer of that name reach nobody."""
+        self.counters[reason] += count
         peer = self.table.by_name.get(address)
         if peer is not None:
-            peer.count(reason, 1)
+            peer.count(reason, count)
 
     def note_refused(self, endpoint: Address, reason: str, count: int) -> None:
         """The system has refused datagrams of ours to `endpoint`, for another reason than their size."""

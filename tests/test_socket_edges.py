@@ -59,6 +59,36 @@ def test_what_is_kept_for_the_first_slot_is_bounded_and_counted(monkeypatch: pyt
         assert Inbox(b).wait_for_texts(3) == ["2", "3", "4"]
 
 
+def test_what_comes_when_no_slot_is_left_is_counted() -> None:
+    with pair() as (a, b):
+        texts, everything = Inbox(b), Collector[Any]()
+        b.udp_recv_bytes.connect(everything)
+
+        def send(number: int) -> None:
+            a.send_data(str(number), address_of(b))
+            eventually(lambda: b.get_stats()["counters"]["received"] == number, "it has come")
+
+        def lost() -> int:
+            info = b.get_peer_info(address_of(a))
+            assert info is not None
+            return int(info["counters"].get("nobody_connected", 0))
+
+        send(1)
+        everything.wait_for(1)
+        texts.wait_for(1)
+        b.udp_recv_data.clear()
+        send(2)
+        everything.wait_for(2)
+        assert lost() == 0
+        b.udp_recv_bytes.clear()
+        send(3)
+        eventually(lambda: lost() == 1, "it is counted as the peer's")
+        b.udp_recv_data.connect(texts)
+        send(4)
+        assert texts.wait_for_texts(2) == ["1", "4"]
+        assert b.get_stats()["counters"]["nobody_connected"] == lost() == 1
+
+
 def test_a_message_for_a_lane_that_was_just_taken_does_not_stay_behind() -> None:
     """The send thread takes what is in a lane when a caller has just seen that it is still to be taken."""
 
