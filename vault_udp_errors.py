@@ -166,6 +166,11 @@ def check_bind_address(bind_address: object) -> None:
     if literal is None:
         raise InvalidArgumentError(f"bind_address is {bind_address!r}; it must be an IPv4 or IPv6 address")
     _check_scope("bind_address", literal)
+    if is_no_host(literal) and literal not in ("0.0.0.0", "::"):
+        raise InvalidArgumentError(
+            f"bind_address is {bind_address!r}, which is for many; it must be the address of one interface, "
+            "or be left out for all"
+        )
 
 
 def check_files(identity_file: object, known_peers_file: object) -> None:
@@ -177,7 +182,7 @@ def check_files(identity_file: object, known_peers_file: object) -> None:
     paths = []
     for name, path in (("identity_file", identity_file), ("known_peers_file", known_peers_file)):
         text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
-        if path is not None and (not isinstance(text, str) or "\0" in text):
+        if path is not None and (not isinstance(text, str) or not text or "\0" in text):
             raise InvalidArgumentError(
                 f"{name} is {path!r}; it must be the path of a file, a str or os.PathLike"
             )

@@ -74,6 +74,8 @@ def test_a_bind_address_is_text(bind_address: Any) -> None:
         ("rate_limit", float("inf")), ("rate_limit", float("nan")), ("rate_limit", 10**400),
         ("identity_file", 5), ("identity_file", b"bytes"), ("identity_file", "a\0b"),
         ("known_peers_file", 5), ("known_peers_file", "a\0b"), ("bind_address", "fe80::1"),
+        ("identity_file", ""), ("known_peers_file", ""), ("bind_address", "224.0.0.1"),
+        ("bind_address", "255.255.255.255"), ("bind_address", "ff02::1"),
     ],
 )  # fmt: skip
 def test_arguments_that_cannot_be_used_are_named(name: str, value: Any) -> None:
