@@ -37,22 +37,16 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
     Functions, lambdas, partials, callable objects and methods of objects that cannot be weakly referenced
     (``list.append``) are held strongly, until they are disconnected.
 
-    ``on_error(slot, exception)`` is called for each exception that a slot raises; the other slots are
-    called all the same.  Without it, a slot that raises is logged with its traceback when it begins to fail,
-    and again only after it has succeeded in between.  ``errors`` counts what was raised in either case.
+    A slot that raises is logged with its traceback when it begins to fail, and again only after it has
+    succeeded in between; the other slots are called all the same.  ``errors`` counts what was raised.
 
     ``on_connect()`` is called after each ``connect``; it may be taken away by setting it to None.
     """
 
-    def __init__(
-        self,
-        on_error: Callable[[Slot, BaseException], None] | None = None,
-        on_connect: Callable[[], None] | None = None,
-    ) -> None:
+    def __init__(self, on_connect: Callable[[], None] | None = None) -> None:
         super().__init__()
         self.on_connect = on_connect
         self._slots: tuple[_Connection, ...] = ()
-        self._on_error = on_error
         # A handler of the system's signals may stop a socket, and so block this, while what it interrupted is
         # connecting a slot.
         self._lock = threading.RLock()
@@ -189,12 +183,8 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
             # A slot that disconnected itself before it raised must not be remembered.
             if is_news and any(connection is other for other in self._slots):
                 self._failing[id(connection)] = connection
-        reference, function = connection
-        if self._on_error is not None:
-            instance = None if reference is None else reference()
-            slot = function if instance is None else types.MethodType(function, instance)
-            self._on_error(slot, error)
-        elif is_news:
+        if is_news:
+            _, function = connection
             # The name only: the representation of a partial or of an object may show user data.
             name = _name_of(function)
             code = getattr(function, "__code__", None)
