@@ -13,6 +13,7 @@ strangers together.
 from __future__ import annotations
 
 import logging
+import random
 from typing import TYPE_CHECKING, Callable
 
 if TYPE_CHECKING or not __package__:
@@ -24,7 +25,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_packet import Announcement, PacketError
     from vault_udp_path import NEVER
     from vault_udp_peer import Peer
-    from vault_udp_session import MAX_RETIRED_PAIRS, announce_delay
+    from vault_udp_session import MAX_RETIRED_PAIRS
     from vault_udp_state import NodeState
 else:
     from . import vault_udp_packet as packet
@@ -35,7 +36,7 @@ else:
     from .vault_udp_packet import Announcement, PacketError
     from .vault_udp_path import NEVER
     from .vault_udp_peer import Peer
-    from .vault_udp_session import MAX_RETIRED_PAIRS, announce_delay
+    from .vault_udp_session import MAX_RETIRED_PAIRS
     from .vault_udp_state import NodeState
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,18 @@ UNKNOWN_TAGS_ANSWERED_PER_SECOND = 200
 
 SESSION = 3
 """Above the versions of base mode, in the order of what an identity has shown that it can do."""
+
+
+def announce_delay(attempt: int, rng: random.Random) -> float:
+    """Seconds until the next announcement: 0.1, 0.2, 0.4, 0.5 … for 5 s, then growing by half up to 15 s.
+
+    The first of them follows `attempt` 0. Jitter of a tenth keeps many peers from speaking at once.
+    """
+    quick = 12
+    delay = (
+        min(0.1 * 2**attempt, 0.5) if attempt < quick else min(0.5 * 1.5 ** min(attempt - quick + 1, 9), 15.0)
+    )
+    return delay * (0.9 + 0.2 * rng.random())
 
 
 class Introductions:

@@ -31,10 +31,11 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_encryption import VaultAsymmetricEncryption
     from vault_udp_errors import StoppedError
     from vault_udp_layout import MESSAGE_OVERHEAD
-    from vault_udp_node import Event, Node
+    from vault_udp_node import Node
     from vault_udp_path import NEVER
     from vault_udp_peer import Peer
     from vault_udp_resolver import Resolver
+    from vault_udp_state import Event
 else:
     from .vault_udp_address import Address
     from .vault_udp_datagram import Batch, DatagramSocket, SocketClosed
@@ -42,10 +43,11 @@ else:
     from .vault_udp_encryption import VaultAsymmetricEncryption
     from .vault_udp_errors import StoppedError
     from .vault_udp_layout import MESSAGE_OVERHEAD
-    from .vault_udp_node import Event, Node
+    from .vault_udp_node import Node
     from .vault_udp_path import NEVER
     from .vault_udp_peer import Peer
     from .vault_udp_resolver import Resolver
+    from .vault_udp_state import Event
 
 logger = logging.getLogger(__name__)
 
@@ -227,8 +229,9 @@ class Carrier:
                 batches = self._take_batches_locked(now)
                 if stopped and not batches:
                     self._node.close(now)
-                outgoing, _, events = self._take_effects_locked()
-                lookups = _taken(self._node.lookups) if self._node.lookups else ()
+                has_events = bool(self._node.events)
+                outgoing = self._take_outgoing_locked()
+                lookups = _taken(self._node.lookups)
                 self._sending = bool(batches)
                 datagrams = self._datagrams
             if batches:
@@ -238,7 +241,7 @@ class Carrier:
             self._send_each(outgoing, datagrams)
             if lookups:
                 self._resolver.look_up(lookups)
-            if events:
+            if has_events:
                 datagrams.wake()
             if stopped and not batches:
                 return
@@ -335,7 +338,7 @@ class Carrier:
                 if decided < len(received):
                     left = [(received[decided:], source), *batches[position + 1 :]]
                     break
-            outgoing, deliveries, _ = self._take_effects_locked()
+            outgoing, deliveries = self._take_outgoing_locked(), _taken(node.deliveries)
             calls_back = deliveries or self._for_callbacks or self._delivery.keeps_messages
             self._share_deadlines_locked(now, has_time=not calls_back and len(outgoing) < 2)
             sending = self._datagrams  # another one if a callback or another thread has changed the port
@@ -355,17 +358,14 @@ class Carrier:
             self._receiver_looks_at = NEVER
             self._wake_sender_locked()
 
-    def _take_effects_locked(self) -> tuple[Sequence[Outgoing], Sequence[Received], Sequence[Event]]:
-        """What the node has decided, to be carried out without the lock: outgoing, deliveries, events.
-
-        Callbacks are left to the receive thread, which finds the events in `_for_callbacks`.
-        """
+    def _take_outgoing_locked(self) -> Sequence[Outgoing]:
+        """What is to be sent, without the lock; events are left to the receive thread."""
         node = self._node
         if node.events:
             self._ready.notify_all()
             # Under the lock, so that they are told in the order in which they came to be.
-            self._for_callbacks.extend(node.events)
-        return _taken(node.outgoing), _taken(node.deliveries), _taken(node.events)
+            self._for_callbacks.extend(_taken(node.events))
+        return _taken(node.outgoing)
 
     @staticmethod
     def _send_each(outgoing: Sequence[Outgoing], datagrams: DatagramSocket) -> None:
@@ -379,8 +379,7 @@ class Carrier:
 
     def _slot_connected(self) -> None:
         """Let the receive thread deliver what was kept."""
-        if self._delivery.waits_for_slot:
-            self._datagrams.wake()
+        self._datagrams.wake()
 
     # --------------------------------------------------------------------------------- changes, the end
 

@@ -204,9 +204,10 @@ class Channel:
         """What has our size is not answered: ask in smaller ones, too, and let the peer see about its own."""
         if not self.local.finds_sizes:
             return
-        for size in self._known_path().doubt(now):
+        path = self._known_path()
+        for size in path.doubt(now):
             self._ask_silent(pair, size, now)
-        self._follow_path()
+        self._follow(path)
 
     def ask_if_lost(self, now: float) -> None:
         """Ask a lost peer in the smallest size: no other may come through by now, and no more is needed."""
@@ -222,15 +223,14 @@ class Channel:
 
     def _question_size(self, heard: int, now: float) -> None:
         if self.local.finds_sizes:
-            self._known_path().question(heard, self.round_trip or 0.0, now)
-            self._follow_path()
+            path = self._known_path()
+            path.question(heard, self.round_trip or 0.0, now)
+            self._follow(path)
 
-    def _follow_path(self) -> None:
-        path = self._path
-        if path is not None:
-            self._resize(path.size, path.largest)
-            if path.is_default:
-                self._path = None
+    def _follow(self, path: Path) -> None:
+        self._resize(path.size, path.largest)
+        if path.is_default:
+            self._path = None
 
     def _resize(self, size: int, largest: int) -> None:
         self.body_size = size
@@ -244,8 +244,9 @@ class Channel:
             carried: the bytes of a body that the path carries, None if the system does not tell.
         """
         if self.local.finds_sizes:
-            self._known_path().refused(size, carried, now)
-            self._follow_path()
+            path = self._known_path()
+            path.refused(size, carried, now)
+            self._follow(path)
             # What is still answered to such pings tells how the path was before.
             self._pings = {nonce: ping for nonce, ping in self._pings.items() if ping.size < size}
 
@@ -278,4 +279,4 @@ class Channel:
         for size in path.run(now):
             if self.send is not None:
                 self._confirm(self.send, False, now, body_size=size)
-        self._follow_path()
+        self._follow(path)

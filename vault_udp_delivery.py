@@ -34,8 +34,7 @@ class Delivery:
     Args:
         node: counts what is lost here.
         lock: guards the node.
-        on_connect: called, in any thread, when a slot has been connected: if `waits_for_slot`, `deliver_all`
-            is to be called then.
+        on_connect: called, in any thread, when a slot has been connected: `deliver_all` is to be called then.
 
     Attributes:
         texts: signal (data: str, addr), for messages that are UTF-8 text.
@@ -77,11 +76,6 @@ class Delivery:
         for address, _ in early[:surplus]:
             self._count_undelivered("nobody_connected", address)
         del early[:surplus]
-
-    @property
-    def waits_for_slot(self) -> bool:
-        """Whether messages are kept until a slot is there to be called."""
-        return self._early is not None
 
     @property
     def keeps_messages(self) -> bool:

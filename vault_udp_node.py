@@ -51,13 +51,12 @@ else:
     from .vault_udp_upkeep import Upkeep
 
 
-__all__ = ["Event", "Node"]
-
 UNPACKED_PER_ROUND = 1 << 20
 """Bytes of compressed messages after which no more are unpacked before these have been delivered."""
 
 
-def _nobody_known(address: Address) -> bytes | None:
+def nobody_known(address: Address) -> bytes | None:
+    """For who has no file of known peers."""
     return None
 
 
@@ -91,7 +90,7 @@ class Node(Upkeep):
         legacy_peers: bool = True,
         persistent: bool = False,
         remember_peers: bool = False,
-        known_key: Callable[[Address], bytes | None] = _nobody_known,
+        known_key: Callable[[Address], bytes | None] = nobody_known,
         keepalive: float | None = None,
         finds_sizes: bool = True,
         rng: random.Random | None = None,
@@ -294,7 +293,7 @@ class Node(Upkeep):
             session.outside_window(pair, now)
         if body.version != packet.PROTOCOL_VERSION:
             raise PacketError("downgrade_refused")
-        return self._counted(body.messages or (packet.read_frame(body.payload),))
+        return self._counted(packet.messages_of(body))
 
     def _counted(self, messages: Sequence[bytes]) -> Sequence[bytes]:
         self.unpacked += sum(map(len, messages))

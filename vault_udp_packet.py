@@ -228,13 +228,13 @@ def payload_room(body_size: int) -> int:
 
 def message_room(body_size: int) -> int:
     """Bytes that a message may have to fit uncompressed into a v2 body of `body_size` bytes."""
-    return body_size - BODY_OVERHEAD - STORED_OVERHEAD
+    return payload_room(body_size) - STORED_OVERHEAD
 
 
 def make_payload_body(frame: bytes, body_size: int) -> bytes:
     """A v2 body of exactly `body_size` bytes around one zstd frame."""
-    if len(frame) > body_size - BODY_OVERHEAD:
-        raise TooLargeError(len(frame), body_size - BODY_OVERHEAD)
+    if len(frame) > payload_room(body_size):
+        raise TooLargeError(len(frame), payload_room(body_size))
     head = b"%b\xc5%b%b\xa1c\xc4\x00" % (BODY_HEAD, len(frame).to_bytes(2, "big"), frame)
     return padded(head, body_size)
 
@@ -436,18 +436,14 @@ _decode_json = json.JSONDecoder(
 ).decode
 
 
-def member(members: dict[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:
+def member(members: dict[str, Any], name: str, kind: type) -> Any:
     """`members[name]` if it is of exactly that type, `None` if it is missing.
 
     Raises:
         PacketError: ``bad_control``: another type (a bool is not an int here).
     """
     value = members.get(name)
-    if (
-        value is not None
-        and type(value) is not kind
-        and not (isinstance(kind, tuple) and type(value) in kind)
-    ):
+    if value is not None and type(value) is not kind:
         raise PacketError("bad_control")
     return value
 

@@ -9,7 +9,6 @@ Times are seconds of the monotonic clock (`now`), addresses are (ip, port).
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING, Sequence
 
 if TYPE_CHECKING or not __package__:
@@ -70,18 +69,6 @@ MOVE_PINGS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
 def retry_delay(attempt: int) -> float:
     """Seconds until the next confirm or rekey: 0.25 s, growing by half each time, at most 2 s."""
     return min(0.25 * 1.5 ** min(attempt, 6), 2.0)  # the power of a large one would overflow
-
-
-def announce_delay(attempt: int, rng: random.Random) -> float:
-    """Seconds until the next announcement: 0.1, 0.2, 0.4, 0.5 … for 5 s, then growing by half up to 15 s.
-
-    The first of them follows `attempt` 0. Jitter of a tenth keeps many peers from speaking at once.
-    """
-    quick = 12
-    delay = (
-        min(0.1 * 2**attempt, 0.5) if attempt < quick else min(0.5 * 1.5 ** min(attempt - quick + 1, 9), 15.0)
-    )
-    return delay * (0.9 + 0.2 * rng.random())
 
 
 class Session(Channel):
@@ -266,9 +253,7 @@ class Session(Channel):
         for pair in list(self.pairs):
             if pair.mine not in (self.local.current, self.local.previous):
                 self._drop(pair)
-        self._rekeys, self._rekey_at = 0, rekey_at
-        if self.send is None:
-            self._rekey_at = NEVER
+        self._rekeys, self._rekey_at = 0, rekey_at if self.send is not None else NEVER
         if not self.pairs:
             # Nothing that the peer knows of us is alive any more: announce anew, and let it do so too.
             self._leave_key()
@@ -390,7 +375,7 @@ class Session(Channel):
             self.move_to(source)
         if ping.address == self.endpoint and self._path is not None:
             self._path.answered(ping.size, now - ping.sent_at, now)
-            self._follow_path()
+            self._follow(self._path)
 
     def _receive_rekey(self, blob: bytes, proof: bytes, now: float) -> None:
         hello = read_hello_untrusted(blob)
@@ -435,8 +420,7 @@ class Session(Channel):
         """The send pair; what is sealed under it now wants an answer."""
         assert self.send is not None
         self._acknowledge_at, self._sent_at = NEVER, now
-        if self._suspect_at == NEVER:
-            self._suspect_at, self._pings_unanswered = now + SILENCE_BEFORE_PING, 0
+        self.suspect(now)
         return self.send
 
     def moved(self, now: float) -> None:
@@ -499,10 +483,7 @@ class Session(Channel):
                 if pair.confirms >= CONFIRMS_BEFORE_DOUBT:
                     self._doubt_size(pair, now)
         if self._rekey_at <= now:
-            if self.send is None:
-                self._rekey_at = NEVER
-            else:
-                self._rekey(now)
+            self._rekey(now)
         if self._path is not None and self._path.due_at <= now:
             self._run_path(self._path, now)
         if self._move_pings and self._move_pings[-1] <= now:

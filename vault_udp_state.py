@@ -134,8 +134,7 @@ class NodeState:
         if peer.session.up:
             return True
         link = self.link_of(peer)
-        has_keys = link is not None and self.encryption.peer_keys_exist(link.address)
-        return link is not None and has_keys and link.ready_at <= now
+        return link is not None and self.encryption.peer_keys_exist(link.address) and link.ready_at <= now
 
     def link_of(self, peer: Peer) -> BaseLink | None:
         """How base mode reaches this peer; None if it does not."""

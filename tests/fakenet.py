@@ -23,8 +23,9 @@ from typing import Any, Callable, Iterator, List, NamedTuple, Sequence, Tuple
 import vault_udp_path
 import vault_udp_socket_helper as crypto
 from vault_udp_encryption import VaultAsymmetricEncryption
-from vault_udp_node import Event, Node
+from vault_udp_node import Node
 from vault_udp_peer import Peer
+from vault_udp_state import Event
 
 Address = Tuple[str, int]
 

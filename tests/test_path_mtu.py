@@ -55,7 +55,14 @@ def in_use(path: Path) -> tuple[int, int]:
 
 
 def test_the_overhead_is_that_of_the_public_constants() -> None:
-    assert vault_udp_path.PACKET_OVERHEAD == vault_udp_socket.TOTAL_OVERHEAD
+    assert (
+        sum(
+            getattr(vault_udp_socket, name)
+            for name in vault_udp_socket.__all__
+            if name.endswith(("HEADER_SIZE", "OVERHEAD"))
+        )
+        == vault_udp_path.PACKET_OVERHEAD
+    )
     assert body(1500) == BODY_SIZE
 
 
@@ -415,8 +422,9 @@ def test_no_message_is_lost_to_a_size_in_doubt() -> None:
     net = FakeNet(delay=0.01)
     alice, bob = two_in_session(net)
     session = alice.peer(B).session
-    session._known_path().question(body(576), 0.02, alice.now)
-    session._follow_path()
+    path = session._known_path()
+    path.question(body(576), 0.02, alice.now)
+    session._follow(path)
     large = random.Random(1).randbytes(packet.message_room(BODY_SIZE)) if sys.version_info >= (3, 9) else b""
     large = large or bytes(random.Random(1).choices(range(256), k=packet.message_room(BODY_SIZE)))
     alice.send(B, b"small", large, b"small again")
@@ -962,7 +970,7 @@ def test_messages_arrive_though_the_route_has_shrunk_and_counters_add_up(routed:
     for text in texts:
         a.send_data(text, address_of(b))
     assert sorted(inbox.wait_for_texts(300)) == sorted(texts)
-    assert mtu_of(a, b) == 1300 - vault_udp_socket.TOTAL_OVERHEAD
+    assert mtu_of(a, b) == 1300 - vault_udp_path.PACKET_OVERHEAD
     counters = a.get_stats()["counters"]
     assert counters["sent"] == 300
     assert "socket_EMSGSIZE" not in counters
@@ -985,11 +993,11 @@ def test_too_large_is_judged_by_what_the_peer_takes_now(routed: Routed) -> None:
 
 def test_with_mtu_given_nothing_is_forbidden_or_found_out(routed: Routed) -> None:
     a, b = routed(mtu=1400)
-    assert mtu_of(a, b) == 1400 - vault_udp_socket.TOTAL_OVERHEAD
+    assert mtu_of(a, b) == 1400 - vault_udp_path.PACKET_OVERHEAD
     set_route(a, 1300)
     a.send_data("x", address_of(b))
     assert a.get_stats()["counters"]["socket_EMSGSIZE"] == 1
-    assert mtu_of(a, b) == 1400 - vault_udp_socket.TOTAL_OVERHEAD
+    assert mtu_of(a, b) == 1400 - vault_udp_path.PACKET_OVERHEAD
     if sys.platform == "linux":
         option = a._datagrams._socket.getsockopt(socket.IPPROTO_IP, 10)
         assert option != 2
@@ -1013,7 +1021,7 @@ def test_a_route_that_shrinks_after_a_change_of_port(routed: Routed) -> None:
     set_route(a, 1300)
     a.send_data("x" * 1000, address_of(b))
     inbox.wait_for_text("x" * 1000)
-    assert mtu_of(a, b) == 1300 - vault_udp_socket.TOTAL_OVERHEAD
+    assert mtu_of(a, b) == 1300 - vault_udp_path.PACKET_OVERHEAD
 
 
 def test_jumbo_frames(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -355,7 +355,7 @@ def test_an_announcement_cycle_ends_once_however_coarse_the_clock_is() -> None:
 
 
 def test_the_delay_of_announcements_is_bounded_however_many_there_were() -> None:
-    assert 13 < vault_udp_session.announce_delay(10**6, random.Random(1)) < 17
+    assert 13 < vault_udp_announce.announce_delay(10**6, random.Random(1)) < 17
 
 
 def test_a_ping_at_its_deadline_moves_the_deadline() -> None:
