@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Callable
 if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
     from vault_udp_address import Address
-    from vault_udp_errors import check_address
+    from vault_udp_errors import InvalidArgumentError, check_address
     from vault_udp_packet import Announcement, PacketError
     from vault_udp_replay import NonceCaches
 else:
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address
-    from .vault_udp_errors import check_address
+    from .vault_udp_errors import InvalidArgumentError, check_address
     from .vault_udp_packet import Announcement, PacketError
     from .vault_udp_replay import NonceCaches
 
@@ -37,7 +37,6 @@ NONCE_CACHE_SIZE = 10000
 MIN_LIFETIME = 5
 _TIMESTAMP = struct.Struct(">d")
 _HEADER_SIZE = 16 + _TIMESTAMP.size
-_PERSON = b"py-vault-udp/2"
 
 
 class EncryptionError(Exception):
@@ -60,7 +59,7 @@ class InvalidKeyError(EncryptionError, ValueError):
     """A key is not 32 bytes in strict Base64, or not one that may be used."""
 
 
-class InvalidLifetimeError(EncryptionError, ValueError):
+class InvalidLifetimeError(EncryptionError, InvalidArgumentError):
     """A key lifetime is not a number of seconds of at least 5."""
 
 
@@ -195,7 +194,7 @@ class VaultAsymmetricEncryption:
         self._enc_private, self._sign_seed = bytearray(enc_private), bytearray(sign_seed)
         # Our message nonces begin with it: a Box is the same in both directions, so without it a datagram of
         # ours that comes back would open.
-        self._nonce_prefix = crypto.derive(enc_private, b"message nonce prefix", 8, _PERSON)
+        self._nonce_prefix = crypto.derive(enc_private, b"message nonce prefix", 8)
         self.enc_public_key = crypto.bytes_to_b64_str(enc_public)
         self.sign_public_key = crypto.bytes_to_b64_str(sign_public)
         for keys in self._peers.values():
@@ -390,9 +389,7 @@ class VaultAsymmetricEncryption:
             return self.open(data, addr)
         except PacketError as error:
             if error.reason == "no_key":
-                raise KeyNotFoundError(
-                    f"no key for {addr}; exchange keys or call update_peer_keys first"
-                ) from None
+                raise _no_key(addr) from None
             if error.reason == "forged":
                 raise DecryptionError(f"{len(data)} bytes from {addr} do not open with its key") from None
             raise ReplayAttackError(f"message from {addr} refused: {error.reason}") from None

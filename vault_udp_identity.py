@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import stat
@@ -59,7 +58,7 @@ def fingerprint(key: str) -> str:
     Raises:
         InvalidArgumentError: it is not one.
     """
-    digest = hashlib.blake2b(check_identity(key), digest_size=64, person=b"py-vault-udp/2").digest()
+    digest = crypto.derive(b"", check_identity(key), 64)
     number = int.from_bytes(digest, "big") % 10 ** (5 * FINGERPRINT_GROUPS)
     digits = f"{number:0{5 * FINGERPRINT_GROUPS}d}"
     return " ".join(digits[start : start + 5] for start in range(0, len(digits), 5))
@@ -162,9 +161,10 @@ class KnownPeers:
         self.path = os.fspath(path)
         self._keys = self._read()
 
-    def key_of(self, address: Address) -> str | None:
-        """The identity known for this address, Base64."""
-        return self._keys.get(address)
+    def key_of(self, address: Address) -> bytes | None:
+        """The identity known for this address."""
+        key = self._keys.get(address)
+        return check_identity(key) if key is not None else None
 
     def reload(self) -> None:
         """Read the file again: a line that the user has removed binds nobody any more.

@@ -42,7 +42,6 @@ else:
 
 
 HELLO_LABEL = b"py-vault-udp/2 hello".ljust(24, b"\0")
-PERSON = b"py-vault-udp/2"
 FLAG_PERSISTENT = 1
 FLAG_COALESCE = 2
 _HELLO = struct.Struct(">24sHIQ32s32s32s32s16s16s")
@@ -221,7 +220,7 @@ class LocalKeys:
 
     def _slot_nonce(self, address: Address, slot: int) -> bytes:
         text = f"{address[0]}|{address[1]}|{slot}".encode()
-        return crypto.derive(self._nonce_secret, text, 16, PERSON)
+        return crypto.derive(self._nonce_secret, text, 16)
 
     def hello_members(
         self, address: Address, now: float, *, to_sign: bytes = b"", holds: bytes = b"", echo: bytes = b""
@@ -275,8 +274,8 @@ class Pair:
 
     def __init__(self, local: LocalKeys, sign: bytes, mine: SessionKey, theirs: bytes) -> None:
         shared = crypto.shared_key(mine.private, theirs)
-        outward = crypto.derive(shared, local.sign_public + sign + mine.public + theirs, 40, PERSON)
-        inward = crypto.derive(shared, sign + local.sign_public + theirs + mine.public, 40, PERSON)
+        outward = crypto.derive(shared, local.sign_public + sign + mine.public + theirs, 40)
+        inward = crypto.derive(shared, sign + local.sign_public + theirs + mine.public, 40)
         self._seal_key, self._seal_tag = outward[:32], outward[32:]
         self._open_key, self.open_tag = inward[:32], inward[32:]
         self._workspaces = local.workspaces

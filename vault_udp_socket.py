@@ -16,7 +16,7 @@ import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Callable, Union
+from typing import TYPE_CHECKING, Any, Union
 
 from PySignal import Signal
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_address import Address, canonical_host, is_host, resolve_literal
     from vault_udp_carrier import Carrier
     from vault_udp_datagram import DatagramSocket
-    from vault_udp_encryption import InvalidLifetimeError, VaultAsymmetricEncryption, check_lifetime
+    from vault_udp_encryption import VaultAsymmetricEncryption, check_lifetime
     from vault_udp_errors import (
         BindError,
         IdentityFileError,
@@ -51,10 +51,12 @@ if TYPE_CHECKING or not __package__:
         check_timeout,
     )
     from vault_udp_identity import IdentityFile, KnownPeers, Path, fingerprint
-    from vault_udp_node import Event, Node
+    from vault_udp_node import Node, nobody_known
+    from vault_udp_path import PACKET_OVERHEAD
     from vault_udp_peer import Peer
     from vault_udp_rate_limit import RateLimiter
     from vault_udp_signal import SafeSignal
+    from vault_udp_state import Event
 else:
     from . import vault_ip
     from . import vault_udp_packet as packet
@@ -62,7 +64,7 @@ else:
     from .vault_udp_address import Address, canonical_host, is_host, resolve_literal
     from .vault_udp_carrier import Carrier
     from .vault_udp_datagram import DatagramSocket
-    from .vault_udp_encryption import InvalidLifetimeError, VaultAsymmetricEncryption, check_lifetime
+    from .vault_udp_encryption import VaultAsymmetricEncryption, check_lifetime
     from .vault_udp_errors import (
         BindError,
         IdentityFileError,
@@ -86,10 +88,12 @@ else:
         check_timeout,
     )
     from .vault_udp_identity import IdentityFile, KnownPeers, Path, fingerprint
-    from .vault_udp_node import Event, Node
+    from .vault_udp_node import Node, nobody_known
+    from .vault_udp_path import PACKET_OVERHEAD
     from .vault_udp_peer import Peer
     from .vault_udp_rate_limit import RateLimiter
     from .vault_udp_signal import SafeSignal
+    from .vault_udp_state import Event
 
 __all__ = [
     "DEFAULT_KEY_LIFETIME",
@@ -132,10 +136,7 @@ UDP_HEADER_SIZE = 8
 NACL_BOX_OVERHEAD = 40
 MSGPACK_OVERHEAD = 15
 REPLAY_PROTECTION_OVERHEAD = 24
-TOTAL_OVERHEAD = (
-    IP_HEADER_SIZE + UDP_HEADER_SIZE + NACL_BOX_OVERHEAD + MSGPACK_OVERHEAD + REPLAY_PROTECTION_OVERHEAD
-)
-"""Bytes between an interface's MTU and the room that `get_stats()['mtu']` shows."""
+"""Bytes; what they are in all is `vault_udp_path.PACKET_OVERHEAD`."""
 
 
 class UDPSocketClass(Carrier):
@@ -195,11 +196,8 @@ class UDPSocketClass(Carrier):
         check_keepalive(keepalive)
         check_bind_address(bind_address)
         check_files(identity_file, known_peers_file)
-        try:
-            check_lifetime(lifetime)
-        except InvalidLifetimeError as error:
-            raise InvalidArgumentError(str(error)) from error
-        self.mtu = (vault_ip.get_min_mtu() if mtu is None else mtu) - TOTAL_OVERHEAD
+        check_lifetime(lifetime)
+        self.mtu = (vault_ip.get_min_mtu() if mtu is None else mtu) - PACKET_OVERHEAD
         self._bind_address = bind_address
         self._finds_sizes = mtu is None
         self.udp_send_data = Signal()
@@ -207,10 +205,10 @@ class UDPSocketClass(Carrier):
         self._known_peers = KnownPeers(known_peers_file) if known_peers_file is not None else None
         self._identity_file = IdentityFile(identity_file) if identity_file is not None else None
         keys = self._identity_file.take_identity() if self._identity_file is not None else (None, None)
-        known_key = _lookup(self._known_peers)
+        self._known_key = self._known_peers.key_of if self._known_peers is not None else nobody_known
         datagrams = None
         try:
-            datagrams = _bind(recv_port, bind_address, fragments=mtu is not None)
+            datagrams = _bind(recv_port, bind_address, fragments=not self._finds_sizes)
             encryption = VaultAsymmetricEncryption(lifetime, *keys)
             node = Node(
                 encryption,
@@ -220,9 +218,9 @@ class UDPSocketClass(Carrier):
                 legacy_peers=legacy_peers,
                 persistent=identity_file is not None,
                 remember_peers=known_peers_file is not None,
-                known_key=known_key,
+                known_key=self._known_key,
                 keepalive=keepalive,
-                finds_sizes=mtu is None,
+                finds_sizes=self._finds_sizes,
                 now=time.monotonic(),
                 wall=time.time(),
             )
@@ -268,7 +266,7 @@ class UDPSocketClass(Carrier):
         if addr[2:] == (self.own_public_key,):
             raise InvalidArgumentError("the key given for the peer is our own")
         self._reload_known_peers()
-        known = _lookup(self._known_peers)(address)
+        known = self._known_key(address)
         if known is not None:
             if supplied not in (None, known):
                 raise InvalidArgumentError(
@@ -524,10 +522,7 @@ class UDPSocketClass(Carrier):
     def lifetime(self, seconds: float) -> None:
         with self._lock:
             self._check_running()
-            try:
-                self._encryption.lifetime = seconds
-            except InvalidLifetimeError as error:
-                raise InvalidArgumentError(str(error)) from error
+            self._encryption.lifetime = seconds
             self._node.lifetime_changed(time.monotonic())
             self._wake_sender_locked()
 
@@ -626,14 +621,6 @@ class UDPSocketClass(Carrier):
     def __repr__(self) -> str:
         state = "stopped" if self._stopped else f"on port {self.recv_port}"
         return f"<UDPSocketClass {state}, {len(self.get_peers())} peers>"
-
-
-def _lookup(known_peers: KnownPeers | None) -> Callable[[Address], bytes | None]:
-    def known_key(address: Address) -> bytes | None:
-        key = known_peers.key_of(address) if known_peers is not None else None
-        return check_identity(key) if key is not None else None
-
-    return known_key
 
 
 def _bind(port: int, bind_address: str | None, *, fragments: bool) -> DatagramSocket:

@@ -43,6 +43,7 @@ KEY_SIZE = 32
 NONCE_SIZE = 24
 SIGNATURE_SIZE = 64
 AUTHENTICATOR_SIZE = 16
+PERSON = b"py-vault-udp/2"
 BOX_OVERHEAD = NONCE_SIZE + AUTHENTICATOR_SIZE
 
 PrivateKey = Union[bytes, bytearray]
@@ -176,7 +177,7 @@ def verify_detached(sign_public: bytes, message: bytes, signature: bytes) -> boo
     return True
 
 
-def derive(key: bytes, message: bytes, size: int, person: bytes) -> bytes:
+def derive(key: bytes, message: bytes, size: int, person: bytes = PERSON) -> bytes:
     """Return `size` (1 to 64) bytes of keyed BLAKE2b (RFC 7693); `person`, up to 16 bytes, names the use."""
     return hashlib.blake2b(message, digest_size=size, key=key, person=person).digest()
 
@@ -256,7 +257,8 @@ RUN_SIZE = 262_144
 """Bytes of datagrams that are sealed or opened in one go; the processor's cache holds them."""
 
 
-def _choose_functions() -> tuple[Seal, OpenSealed]:
+def _choose_functions() -> tuple[Seal, OpenSealed, bool]:
+    """`seal`, `open_sealed`, and whether they call libsodium through PyNaCl's cffi handles."""
     by_bindings = seal, open_sealed = _bindings_functions()
     key, nonce, plain = b"k" * KEY_SIZE, b"n" * NONCE_SIZE, b"plain text of odd length"
     sealed = seal(key, nonce, plain)
@@ -265,13 +267,13 @@ def _choose_functions() -> tuple[Seal, OpenSealed]:
 
         by_cffi = seal, open_sealed = _cffi_functions(ffi, lib)
         if seal(key, nonce, plain) == sealed and open_sealed(key, sealed) == plain:
-            return by_cffi
+            return (*by_cffi, True)
     except (ImportError, AttributeError, TypeError, CryptoError) as error:
         logger.info("PyNaCl's cffi handles are not usable (%s): sealing by nacl.bindings", error)
-    return by_bindings
+    return (*by_bindings, False)
 
 
-seal, open_sealed = _choose_functions()
+seal, open_sealed, _uses_cffi = _choose_functions()
 """Sealing and opening in memory of their own, by XSalsa20-Poly1305 with a key of `shared_key` or `derive`:
 
 `seal(key, nonce, plain)` returns `nonce[24] ‖ ciphertext`, `BOX_OVERHEAD` longer than `plain`; raises
@@ -279,7 +281,6 @@ seal, open_sealed = _choose_functions()
 `open_sealed(key, datagram)` returns the plaintext of what `seal` returned, else raises `DecryptionError`;
 a datagram that is no bytes object must not change during the call.
 """
-_uses_cffi = seal.__module__ == __name__ and "_cffi" in seal.__qualname__
 
 
 class Workspace:
@@ -352,8 +353,7 @@ def _run_functions_of_cffi() -> tuple[memoryview, SealRun, OpenRun]:
     # Sizes are checked first, for C reads and writes wherever it is told to.
 
     def seal_run(key: bytes, size: int, count: int) -> bytes:
-        if len(key) != KEY_SIZE or size < BOX_OVERHEAD or not 0 <= size * count <= RUN_SIZE:
-            raise _no_run(key, size, count, EncryptionError)
+        _check_run(key, size, count, EncryptionError)
         if size != size_of_pointers or count > len(pointers):
             make_pointers(size, count)
         plain_size = size - BOX_OVERHEAD
@@ -364,8 +364,7 @@ def _run_functions_of_cffi() -> tuple[memoryview, SealRun, OpenRun]:
         return sealed
 
     def open_run(key: bytes, size: int, count: int) -> int:
-        if len(key) != KEY_SIZE or size < BOX_OVERHEAD or not 0 <= size * count <= RUN_SIZE:
-            raise _no_run(key, size, count, DecryptionError)
+        _check_run(key, size, count, DecryptionError)
         if size != size_of_pointers or count > len(pointers):
             make_pointers(size, count)
         box_size, opened = size - NONCE_SIZE, 0
@@ -382,16 +381,14 @@ def _run_functions_of_bindings() -> tuple[memoryview, SealRun, OpenRun]:
     run = memoryview(bytearray(RUN_SIZE))
 
     def seal_run(key: bytes, size: int, count: int) -> bytes:
-        if len(key) != KEY_SIZE or size < BOX_OVERHEAD or not 0 <= size * count <= RUN_SIZE:
-            raise _no_run(key, size, count, EncryptionError)
+        _check_run(key, size, count, EncryptionError)
         for at in range(0, size * count, size):
             nonce, plain = run[at : at + NONCE_SIZE], run[at + BOX_OVERHEAD : at + size]
             run[at : at + size] = seal(key, bytes(nonce), bytes(plain))
         return bytes(run[: size * count])
 
     def open_run(key: bytes, size: int, count: int) -> int:
-        if len(key) != KEY_SIZE or size < BOX_OVERHEAD or not 0 <= size * count <= RUN_SIZE:
-            raise _no_run(key, size, count, DecryptionError)
+        _check_run(key, size, count, DecryptionError)
         for index in range(count):
             sealed = run[index * size : (index + 1) * size]
             try:
@@ -403,11 +400,13 @@ def _run_functions_of_bindings() -> tuple[memoryview, SealRun, OpenRun]:
     return run, seal_run, open_run
 
 
-def _no_run(key: bytes, size: int, count: int, error: type[CryptoError]) -> CryptoError:
+def _check_run(key: bytes, size: int, count: int, error: type[CryptoError]) -> None:
     _check_size("key", key, KEY_SIZE, error)
-    return error(
-        f"no run: {count} datagrams of {size} bytes; each has {BOX_OVERHEAD} or more, all {RUN_SIZE} or less"
-    )
+    if size < BOX_OVERHEAD or not 0 <= size * count <= RUN_SIZE:
+        raise error(
+            f"no run: {count} datagrams of {size} bytes; each has {BOX_OVERHEAD} or more, "
+            f"all {RUN_SIZE} or less"
+        )
 
 
 def _workspace_agrees() -> bool:

@@ -30,6 +30,7 @@ import vault_udp_delivery
 import vault_udp_encryption
 import vault_udp_keys
 import vault_udp_packet
+import vault_udp_path
 import vault_udp_socket
 from benchmarks import report
 from vault_udp_encryption import VaultAsymmetricEncryption
@@ -597,7 +598,7 @@ def test_mtu_arithmetic_is_that_of_the_code() -> None:
         vault_udp_socket.MSGPACK_OVERHEAD,
         vault_udp_socket.REPLAY_PROTECTION_OVERHEAD,
     ]
-    assert mtu - sum(overheads) == effective == mtu - vault_udp_socket.TOTAL_OVERHEAD
+    assert mtu - sum(overheads) == effective == mtu - vault_udp_path.PACKET_OVERHEAD
     assert f"a message may have {vault_udp_packet.message_room(effective)} as it is" in section
     assert f"message may have {vault_udp_packet.MAX_MESSAGE_SIZE} bytes at most" in section
 

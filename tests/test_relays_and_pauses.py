@@ -6,6 +6,7 @@ None of that keeps a peer out, chooses its name, takes its key back, loses it, o
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import socket
@@ -257,7 +258,7 @@ def test_a_line_that_ends_alike_does_not_keep_an_identity_from_being_written(
     path = tmp_path / "known"
     path.write_text(line, encoding="utf-8")
     KnownPeers(path).remember(("::1", 11000), KEY)
-    assert KnownPeers(path).key_of(("::1", 11000)) == KEY
+    assert KnownPeers(path).key_of(("::1", 11000)) == base64.b64decode(KEY)
 
 
 # ------------------------------------------------------------------------------------- pauses of our own
