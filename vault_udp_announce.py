@@ -20,9 +20,19 @@ if TYPE_CHECKING or not __package__:
     import vault_udp_packet as packet
     import vault_udp_socket_helper as crypto
     from vault_udp_address import Address, is_host
+    from vault_udp_control import (
+        FULL_ANNOUNCEMENT_SIZE,
+        MAX_CONTROL_SIZE,
+        SHORT_ANNOUNCEMENT_SIZE,
+        Announcement,
+        make_announcement_body,
+        read_announcement,
+        read_json,
+        read_v1_text,
+    )
     from vault_udp_hosts import Hosts
     from vault_udp_keys import NO_KEY, Hello, proof_is_good, read_hello_untrusted
-    from vault_udp_packet import Announcement, PacketError
+    from vault_udp_packet import PacketError
     from vault_udp_path import NEVER
     from vault_udp_peer import Peer
     from vault_udp_session import MAX_RETIRED_PAIRS
@@ -31,9 +41,19 @@ else:
     from . import vault_udp_packet as packet
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address, is_host
+    from .vault_udp_control import (
+        FULL_ANNOUNCEMENT_SIZE,
+        MAX_CONTROL_SIZE,
+        SHORT_ANNOUNCEMENT_SIZE,
+        Announcement,
+        make_announcement_body,
+        read_announcement,
+        read_json,
+        read_v1_text,
+    )
     from .vault_udp_hosts import Hosts
     from .vault_udp_keys import NO_KEY, Hello, proof_is_good, read_hello_untrusted
-    from .vault_udp_packet import Announcement, PacketError
+    from .vault_udp_packet import PacketError
     from .vault_udp_path import NEVER
     from .vault_udp_peer import Peer
     from .vault_udp_session import MAX_RETIRED_PAIRS
@@ -124,7 +144,7 @@ class Introductions:
         has_session = peer is not None and peer.session.up
         if (
             not has_session
-            and len(datagram) >= packet.SHORT_ANNOUNCEMENT_SIZE
+            and len(datagram) >= SHORT_ANNOUNCEMENT_SIZE
             and self._unknown_tags.allow(source, 1, now)
             and self._unknown_tags_of_all.allow(None, 1, now)
         ):
@@ -139,17 +159,17 @@ class Introductions:
         """
         body = packet.read_body(datagram)
         if body.version == 1:
-            text = packet.read_v1_text(packet.read_frame(body.payload, packet.MAX_CONTROL_SIZE))
+            text = read_v1_text(packet.read_frame(body.payload, MAX_CONTROL_SIZE))
             if isinstance(text, bytes):
                 raise PacketError("clear_data")
             members = text
         elif body.control:
-            members = packet.read_json(body.control)
+            members = read_json(body.control)
         else:
             raise PacketError("clear_data")
-        announcement = packet.read_announcement(members)
+        announcement = read_announcement(members)
         if announcement.hello is not None and body.version == packet.PROTOCOL_VERSION:
-            if len(datagram) < packet.SHORT_ANNOUNCEMENT_SIZE:
+            if len(datagram) < SHORT_ANNOUNCEMENT_SIZE:
                 raise PacketError("bad_length")  # our answer would be longer than it
             self._receive_hello(announcement, source, now)
         else:
@@ -197,12 +217,12 @@ class Introductions:
                 continue
             # The same process at another of its addresses.
             if peer is None or not peer.added:
-                other.session.validate(source, packet.SHORT_ANNOUNCEMENT_SIZE, now)
+                other.session.validate(source, SHORT_ANNOUNCEMENT_SIZE, now)
                 return None
             self._state.base.remove(other.listens_at)
             self._state.table.merge(peer, other)
             # It has answered here, which it need not have done where the session has met it so far.
-            other.session.validate(source, packet.SHORT_ANNOUNCEMENT_SIZE, now)
+            other.session.validate(source, SHORT_ANNOUNCEMENT_SIZE, now)
             self._on_merged(other, None, now)
             return None
         if peer is None:
@@ -245,7 +265,7 @@ class Introductions:
 
     def _send_hello(self, address: Address, now: float, **fields: bytes) -> None:
         members = self._state.local.hello_members(address, now, **fields)
-        body = packet.make_announcement_body(members, packet.SHORT_ANNOUNCEMENT_SIZE)
+        body = make_announcement_body(members, SHORT_ANNOUNCEMENT_SIZE)
         self._state.outgoing.append((address, body))
 
     def _receive_base_announcement(
@@ -272,7 +292,11 @@ class Introductions:
             raise PacketError("live_key_kept")
         if announcement.answers:
             return
-        base, port, room = self._state.base, self._state.port, min(size, packet.FULL_ANNOUNCEMENT_SIZE)
+        base, port, room = (
+            self._state.base,
+            self._state.port,
+            min(size, FULL_ANNOUNCEMENT_SIZE),
+        )
         answer = base.clear_announcement(version, port, room, answers=True)
         if answer is None and live is None:
             # There is room for our keys alone. Only once: it may be answered, for it does not say what it is.
@@ -377,7 +401,7 @@ class Introductions:
         if in_cycle < FULL_ANNOUNCEMENTS_FOR and self._state.legacy_peers and peer.supplied is None:
             members = self._state.encryption.base_members(self._state.port)
             members.update(self._state.local.hello_members(address, now, **fields))
-            body = packet.make_announcement_body(members, packet.FULL_ANNOUNCEMENT_SIZE)
+            body = make_announcement_body(members, FULL_ANNOUNCEMENT_SIZE)
             self._state.outgoing.append((address, body))
         else:
             self._send_hello(address, now, **fields)

@@ -16,17 +16,35 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING or not __package__:
     import vault_udp_packet as packet
     from vault_udp_address import Address
+    from vault_udp_control import (
+        Announcement,
+        make_announcement_body,
+        make_v1_announcement_body,
+        make_v1_text,
+        read_announcement,
+        read_json,
+        read_v1_text,
+    )
     from vault_udp_encryption import KeyNotFoundError, VaultAsymmetricEncryption
     from vault_udp_keys import SEALED_OVERHEAD
-    from vault_udp_packet import Announcement, PacketError, TooLargeError
+    from vault_udp_packet import PacketError, TooLargeError
     from vault_udp_path import NEVER, Path
     from vault_udp_rate_limit import RateLimiter
 else:
     from . import vault_udp_packet as packet
     from .vault_udp_address import Address
+    from .vault_udp_control import (
+        Announcement,
+        make_announcement_body,
+        make_v1_announcement_body,
+        make_v1_text,
+        read_announcement,
+        read_json,
+        read_v1_text,
+    )
     from .vault_udp_encryption import KeyNotFoundError, VaultAsymmetricEncryption
     from .vault_udp_keys import SEALED_OVERHEAD
-    from .vault_udp_packet import Announcement, PacketError, TooLargeError
+    from .vault_udp_packet import PacketError, TooLargeError
     from .vault_udp_path import NEVER, Path
     from .vault_udp_rate_limit import RateLimiter
 
@@ -220,14 +238,14 @@ class BaseMode:
             raise PacketError("downgrade_refused")
         link.shown = link.version = body.version
         if body.version == 1:
-            text = packet.read_v1_text(packet.read_frame(body.payload))
-            return text if isinstance(text, bytes) else packet.read_announcement(text)
+            text = read_v1_text(packet.read_frame(body.payload))
+            return text if isinstance(text, bytes) else read_announcement(text)
         if body.messages:
             raise PacketError("mixed_body")
         if not body.control:
             return packet.read_frame(body.payload)
-        members = packet.read_json(body.control)
-        return packet.read_announcement(members) if "enc_key" in members else None
+        members = read_json(body.control)
+        return read_announcement(members) if "enc_key" in members else None
 
     # ------------------------------------------------------------------------------------------- out
 
@@ -242,7 +260,7 @@ class BaseMode:
         members: dict[str, object] = {**self.encryption.base_members(port)}
         if answers:
             members["answers"] = True
-        make = packet.make_v1_announcement_body if version == 1 else packet.make_announcement_body
+        make = make_v1_announcement_body if version == 1 else make_announcement_body
         try:
             return make(members, size)
         except TooLargeError:
@@ -298,7 +316,7 @@ class BaseMode:
             link.refresh_at = now
             return []
         message = packet.read_frame(body.payload)
-        content = packet.read_v1_text(message) if body.version == 1 else message
+        content = read_v1_text(message) if body.version == 1 else message
         if isinstance(content, bytes):
             return [content]
         link.refresh_at = now
@@ -322,7 +340,7 @@ def _v1_body(message: bytes, body_size: int) -> bytes:
     if isinstance(message, packet.CompressedFrame):
         message = packet.read_frame(message)
     try:
-        text = packet.make_v1_text(message)
+        text = make_v1_text(message)
     except UnicodeDecodeError as error:
         raise PacketError("text_only_peer") from error
     room = body_size - packet.V1_BODY_OVERHEAD

@@ -15,6 +15,7 @@ if TYPE_CHECKING or not __package__:
     import vault_udp_packet as packet
     import vault_udp_socket_helper as crypto
     from vault_udp_address import Address
+    from vault_udp_control import read_json, write_json
     from vault_udp_keys import SEALED_OVERHEAD, LocalKeys, Pair
     from vault_udp_layout import bare_layout
     from vault_udp_path import NEVER, Path
@@ -22,6 +23,7 @@ else:
     from . import vault_udp_packet as packet
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address
+    from .vault_udp_control import read_json, write_json
     from .vault_udp_keys import SEALED_OVERHEAD, LocalKeys, Pair
     from .vault_udp_layout import bare_layout
     from .vault_udp_path import NEVER, Path
@@ -136,7 +138,7 @@ class Channel:
         body_size: int | None = None,
     ) -> None:
         self._acknowledge_at, self._sent_at = NEVER, now
-        body = packet.make_control_body(packet.write_json(members), body_size or self.body_size)
+        body = packet.make_control_body(write_json(members), body_size or self.body_size)
         datagram = pair.seal_one(bare_layout(len(body)), body, self.local.session_time(now))
         self._outgoing.append((to or self.endpoint, datagram))
 
@@ -265,7 +267,7 @@ class Channel:
         size, largest = len(datagram) - SEALED_OVERHEAD, self.largest_body_size
         self.refused(size, carried, now)
         body = packet.read_body(pair.reopen(datagram))
-        members = packet.read_json(body.control) if body.control else {}
+        members = read_json(body.control) if body.control else {}
         is_ping = "nonce" in members
         if self.body_size >= size:
             return None

@@ -19,14 +19,16 @@ from typing import TYPE_CHECKING, Any, Callable
 if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
     from vault_udp_address import Address
+    from vault_udp_control import Announcement
     from vault_udp_errors import InvalidArgumentError, check_address
-    from vault_udp_packet import Announcement, PacketError
+    from vault_udp_packet import PacketError
     from vault_udp_replay import NonceCaches
 else:
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address
+    from .vault_udp_control import Announcement
     from .vault_udp_errors import InvalidArgumentError, check_address
-    from .vault_udp_packet import Announcement, PacketError
+    from .vault_udp_packet import PacketError
     from .vault_udp_replay import NonceCaches
 
 

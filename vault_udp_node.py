@@ -21,6 +21,7 @@ if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
     from vault_udp_address import Address, is_host
     from vault_udp_announce import FULL_ANNOUNCEMENTS_FOR, Introductions
+    from vault_udp_control import SHORT_ANNOUNCEMENT_SIZE
     from vault_udp_encryption import VaultAsymmetricEncryption
     from vault_udp_hosts import Hosts
     from vault_udp_keys import MIN_SEALED_SIZE, SEALED_OVERHEAD, TAG_SIZE, Pair
@@ -38,6 +39,7 @@ else:
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address, is_host
     from .vault_udp_announce import FULL_ANNOUNCEMENTS_FOR, Introductions
+    from .vault_udp_control import SHORT_ANNOUNCEMENT_SIZE
     from .vault_udp_encryption import VaultAsymmetricEncryption
     from .vault_udp_hosts import Hosts
     from .vault_udp_keys import MIN_SEALED_SIZE, SEALED_OVERHEAD, TAG_SIZE, Pair
@@ -496,7 +498,7 @@ class Node(Upkeep):
             # Our announcement with the members of both modes: the short form passes everywhere.
             if endpoint == peer.session.endpoint:
                 peer.session.refused(len(datagram) - SEALED_OVERHEAD, carried, now)
-            is_full = len(datagram) > packet.SHORT_ANNOUNCEMENT_SIZE
+            is_full = len(datagram) > SHORT_ANNOUNCEMENT_SIZE
             if is_full and peer.announce_at != NEVER:
                 peer.announced_since = min(peer.announced_since, now - FULL_ANNOUNCEMENTS_FOR)
                 peer.announce_at = now

@@ -12,10 +12,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Sequence
 
 if TYPE_CHECKING or not __package__:
-    import vault_udp_packet as packet
     import vault_udp_socket_helper as crypto
     from vault_udp_address import Address
     from vault_udp_channel import MIN_PING_BODY, PING_VALID, Channel
+    from vault_udp_control import member, read_hello_members, read_json
     from vault_udp_keys import (
         FLAG_COALESCE,
         FLAG_PERSISTENT,
@@ -30,10 +30,10 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_packet import PacketError
     from vault_udp_path import NEVER
 else:
-    from . import vault_udp_packet as packet
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address
     from .vault_udp_channel import MIN_PING_BODY, PING_VALID, Channel
+    from .vault_udp_control import member, read_hello_members, read_json
     from .vault_udp_keys import (
         FLAG_COALESCE,
         FLAG_PERSISTENT,
@@ -327,8 +327,8 @@ class Session(Channel):
             PacketError: ``bad_control``, ``outside_window``, ``stale_hello``, ``bad_announcement``,
                 ``bad_proof``, ``too_many_keys``, ``too_many_sessions``, ``pair_of_another``.
         """
-        members = packet.read_json(control)
-        kind = packet.member(members, "type", str)
+        members = read_json(control)
+        kind = member(members, "type", str)
         if kind == "confirm":
             self._receive_confirm(pair, members, source, size, now)
             return False
@@ -337,7 +337,7 @@ class Session(Channel):
         if pair.outdated:
             raise PacketError("stale_hello")  # of a process that has announced itself anew since
         if kind == "rekey":
-            self._receive_rekey(*packet.read_hello_members(members), now)
+            self._receive_rekey(*read_hello_members(members), now)
         return bool(kind == "bye")
 
     def outside_window(self, pair: Pair, now: float) -> None:
@@ -350,7 +350,7 @@ class Session(Channel):
     def _receive_confirm(
         self, pair: Pair, members: dict[str, object], source: Address, size: int, now: float
     ) -> None:
-        got, silent = packet.member(members, "got", bool), packet.member(members, "silent", bool)
+        got, silent = member(members, "got", bool), member(members, "silent", bool)
         nonce = _nonce_member(members, "nonce")
         if got is None:
             raise PacketError("bad_control")
@@ -363,7 +363,7 @@ class Session(Channel):
                 self._question_size(size, now)
             return
         ping = self._pings.pop(_nonce_member(members, "echo"), None)
-        peer_time = packet.member(members, "time", int)
+        peer_time = member(members, "time", int)
         if peer_time is not None and not 0 <= peer_time < 1 << 64:
             raise PacketError("bad_control")
         if ping is None or peer_time is None or now - ping.sent_at > PING_VALID:
@@ -507,7 +507,7 @@ class Session(Channel):
 
 
 def _nonce_member(members: dict[str, object], name: str) -> bytes:
-    text = packet.member(members, name, str)
+    text = member(members, name, str)
     if text is None:
         return b""
     try:

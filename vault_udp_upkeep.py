@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING or not __package__:
     import vault_udp_encryption as encryption_module
-    import vault_udp_packet as packet
     import vault_udp_socket_helper as crypto
     from vault_udp_announce import Introductions
     from vault_udp_base import PIN_AFTER_SILENCE
+    from vault_udp_control import FULL_ANNOUNCEMENT_SIZE
     from vault_udp_hosts import Hosts
     from vault_udp_keys import SEALED_OVERHEAD
     from vault_udp_path import NEVER
@@ -21,10 +21,10 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_state import MAX_REJECTED, PROBE_INTERVAL, PROBE_PINGS, NodeState
 else:
     from . import vault_udp_encryption as encryption_module
-    from . import vault_udp_packet as packet
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_announce import Introductions
     from .vault_udp_base import PIN_AFTER_SILENCE
+    from .vault_udp_control import FULL_ANNOUNCEMENT_SIZE
     from .vault_udp_hosts import Hosts
     from .vault_udp_keys import SEALED_OVERHEAD
     from .vault_udp_path import NEVER
@@ -102,11 +102,9 @@ class Upkeep(NodeState):
     def _tell_base_peers(self) -> None:
         # In clear, for what they hold of us does not open what we seal now, or is not found for our new port.
         for link in self.base.links.values():
-            if not link.affords(packet.FULL_ANNOUNCEMENT_SIZE):
+            if not link.affords(FULL_ANNOUNCEMENT_SIZE):
                 continue
-            announcement = self.base.clear_announcement(
-                link.version, self.port, packet.FULL_ANNOUNCEMENT_SIZE
-            )
+            announcement = self.base.clear_announcement(link.version, self.port, FULL_ANNOUNCEMENT_SIZE)
             if announcement is not None:
                 self.outgoing.append((link.address, announcement))
 

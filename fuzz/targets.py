@@ -25,6 +25,7 @@ with atheris.instrument_imports(include=[path.stem for path in ROOT.glob("vault_
     import make_vectors as vectors
     from world import MAX_STEPS, PAUSES, SOURCES, Steps, World, packed_control, step
 
+    import vault_udp_control as control_format
     import vault_udp_layout as layouts
     import vault_udp_packet as packet
     from vault_udp_encryption import VaultAsymmetricEncryption
@@ -54,10 +55,10 @@ def body(data: bytes) -> None:
     """Bodies, frames, v1 texts; the short cut for what most bodies are agrees with the parser."""
     content = allowed(packet.read_body, data)
     allowed(packet.read_frame, data)
-    allowed(packet.read_v1_text, data)
+    allowed(control_format.read_v1_text, data)
     frame = allowed(packet.read_frame, content.payload) if content is not None else None
     if frame is not None:
-        allowed(packet.read_v1_text, frame)
+        allowed(control_format.read_v1_text, frame)
     read = layouts.read_messages(data)
     assert read is None or list(read[1]) == (list(content.messages) or [frame])
 
@@ -74,8 +75,8 @@ def body_seeds() -> Iterator[bytes]:
 
 def announcement(data: bytes) -> None:
     """Control JSON, announcements, hellos, signatures."""
-    members = allowed(packet.read_json, data)
-    read = allowed(packet.read_announcement, members) if members is not None else None
+    members = allowed(control_format.read_json, data)
+    read = allowed(control_format.read_announcement, members) if members is not None else None
     if read is None:
         return
     if read.hello is not None:

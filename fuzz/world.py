@@ -15,6 +15,7 @@ from typing import Any, Callable
 import make_vectors as vectors
 from make_vectors import ALICE, BOB, BODY_SIZE, CAROL, MALLORY, NOW, WALL, Address, Identity
 
+import vault_udp_control as control_format
 import vault_udp_packet as packet
 import vault_udp_peer as peers
 from vault_udp_node import Node
@@ -160,4 +161,4 @@ def step(head: int, data: bytes) -> bytes:
 
 
 def packed_control(members: dict[str, Any]) -> bytes:
-    return packet.make_control_body(packet.write_json(members), BODY_SIZE)
+    return packet.make_control_body(control_format.write_json(members), BODY_SIZE)

@@ -20,6 +20,7 @@ from fakenet import EPOCH, SEALED_SIZE, Address, Copies, Datagram, FakeNet, Host
 from hypothesis import Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+import vault_udp_control as control_format
 import vault_udp_packet as packet
 import vault_udp_socket_helper as crypto
 from vault_udp_encryption import VaultAsymmetricEncryption
@@ -284,16 +285,18 @@ class Attack(RuleBasedStateMachine):
         sender = Sent(None, sign if sign == own else b"nobody", B)
         self.sent[message] = sender
         bodies = [
-            packet.make_control_body(packet.write_json({"type": "confirm", "got": True}), SEALED_SIZE - 64),
+            packet.make_control_body(
+                control_format.write_json({"type": "confirm", "got": True}), SEALED_SIZE - 64
+            ),
             packet.make_payload_body(packet.store_frame(message), SEALED_SIZE - 64),
-            packet.make_control_body(packet.write_json({"type": "bye"}), SEALED_SIZE - 64),
+            packet.make_control_body(control_format.write_json({"type": "bye"}), SEALED_SIZE - 64),
         ]
         for datagram in pair.seal(bodies, EPOCH + self.net.now):
             self.net.inject(source, victim.address, datagram)
 
     @rule(source=st.sampled_from(PLACES), to_alice=st.booleans())
     def forge_base_announcement(self, source: Address, to_alice: bool) -> None:
-        body = packet.make_announcement_body(self.rogue_base.base_members(source[1]), 1024)
+        body = control_format.make_announcement_body(self.rogue_base.base_members(source[1]), 1024)
         self.net.inject(source, self.alice.address if to_alice else B, body)
 
     def _hello(self, enc: bytes, theirs: Hello | None, sign: bytes = b"") -> Hello:
@@ -305,7 +308,7 @@ class Attack(RuleBasedStateMachine):
         blob = hello.pack()
         proof = crypto.sign_detached(self.rogue.sign_seed, blob)
         members = {"hello": crypto.bytes_to_b64_str(blob), "proof": crypto.bytes_to_b64_str(proof)}
-        return packet.make_announcement_body(members, 512)
+        return control_format.make_announcement_body(members, 512)
 
     def _last_hello(self, src: Address, dst: Address) -> Hello | None:
         for datagram in reversed(self.net.sent[-500:]):
@@ -320,7 +323,9 @@ def _hello_in(datagram: Datagram) -> Hello | None:
     if len(datagram.data) not in (512, 1024) or not packet.looks_clear(datagram.data):
         return None
     try:
-        announcement = packet.read_announcement(packet.read_json(packet.read_body(datagram.data).control))
+        announcement = control_format.read_announcement(
+            control_format.read_json(packet.read_body(datagram.data).control)
+        )
     except packet.PacketError:
         return None
     return read_hello_untrusted(announcement.hello) if announcement.hello else None

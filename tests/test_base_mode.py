@@ -45,7 +45,7 @@ from base_peer import (
 )
 from fakenet import EPOCH, SEALED_SIZE, FakeNet
 
-from vault_udp_packet import SHORT_ANNOUNCEMENT_SIZE
+from vault_udp_control import SHORT_ANNOUNCEMENT_SIZE
 from vault_udp_socket import UDPSocketClass
 
 

@@ -31,9 +31,9 @@ from base_net import (
 from base_peer import BasePeer, announcement_members, make_announcement_body, make_data_body, to_b64
 from fakenet import EPOCH, SEALED_SIZE, FakeNet, both_ready
 
-import vault_udp_packet as packet
+import vault_udp_control as control_format
+from vault_udp_control import SHORT_ANNOUNCEMENT_SIZE
 from vault_udp_encryption import VaultAsymmetricEncryption
-from vault_udp_packet import SHORT_ANNOUNCEMENT_SIZE
 
 
 @pytest.fixture(name="new_net")
@@ -45,7 +45,7 @@ def _new_net() -> Iterator[Nets]:
 
 def announced(port: int, size: int = 600) -> bytes:
     """A base announcement of somebody new, of that many bytes."""
-    return packet.make_announcement_body(VaultAsymmetricEncryption().base_members(port), size)
+    return control_format.make_announcement_body(VaultAsymmetricEncryption().base_members(port), size)
 
 
 def bytes_to(net: FakeNet, address: Address) -> int:
@@ -71,7 +71,7 @@ def test_full_announcements_go_out_for_five_seconds_of_each_cycle_of_120(new_net
     net = new_net()
     net.node(OURS, THEIRS)
     net.run(250)
-    full = [sent for sent in net.sent if len(sent.data) == packet.FULL_ANNOUNCEMENT_SIZE]
+    full = [sent for sent in net.sent if len(sent.data) == control_format.FULL_ANNOUNCEMENT_SIZE]
     short = [sent for sent in net.sent if len(sent.data) == SHORT_ANNOUNCEMENT_SIZE]
     assert len(full) + len(short) == len(net.sent)
     assert all(sent.time % 120 < 5 for sent in full)

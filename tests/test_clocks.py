@@ -13,6 +13,7 @@ from typing import Callable
 import pytest
 from fakenet import Address, Copies, Datagram, FakeNet, Host, both_ready
 
+import vault_udp_control as control_format
 import vault_udp_packet as packet
 import vault_udp_socket_helper as crypto
 from vault_udp_encryption import MAX_MESSAGE_AGE_SECONDS
@@ -185,7 +186,7 @@ def opens_under(key: bytes, recording: bytes) -> bool:
 def announced_keys(net: FakeNet) -> set[bytes]:
     """The session keys in the announcements that a listener has recorded."""
     clear = [datagram.data for datagram in net.sent if len(datagram.data) in (512, 1024)]
-    blobs = [packet.read_json(packet.read_body(data).control)["hello"] for data in clear]
+    blobs = [control_format.read_json(packet.read_body(data).control)["hello"] for data in clear]
     return {crypto.b64_str_to_bytes(str(blob))[70:102] for blob in blobs}
 
 

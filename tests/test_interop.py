@@ -16,6 +16,7 @@ import pytest
 import pyzstd
 from fakenet import flip_bit
 
+import vault_udp_control as control_format
 import vault_udp_packet as packet
 from vault_udp_encryption import DecryptionError, ReplayAttackError, VaultAsymmetricEncryption
 from vault_udp_node import Node
@@ -94,7 +95,7 @@ def test_recorded_data_opens_and_reads_as_the_user_wrote_it(version: str, name: 
     body = packet.read_body(receiver.encryption.decrypt(datagram_of(version, name), receiver.peer))
     content: Any = packet.read_frame(body.payload)
     if version == "v1":
-        content = packet.read_v1_text(content)
+        content = control_format.read_v1_text(content)
     assert f"v{body.version}" == version
     assert content.decode() == case_of(version, name)["expected"]
 
@@ -108,12 +109,12 @@ def test_recorded_announcements_verify(version: str, name: str) -> None:
         datagram = receiver.encryption.decrypt(datagram, receiver.peer)
     body = packet.read_body(datagram)
     members = (
-        packet.read_json(body.control)
+        control_format.read_json(body.control)
         if version == "v2"
-        else packet.read_v1_text(packet.read_frame(body.payload))
+        else control_format.read_v1_text(packet.read_frame(body.payload))
     )
     assert isinstance(members, dict)
-    announcement = packet.read_announcement(members)
+    announcement = control_format.read_announcement(members)
     expected = case_of(version, name)["expected"]
     enc, sign = receiver.encryption.verify_announcement(announcement)
     assert base64.b64encode(enc).decode() == expected["enc_key"]

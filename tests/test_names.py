@@ -19,8 +19,9 @@ from loopback import PATIENCE, Inbox, address_of, eventually, has_ipv6, on_posix
 
 import vault_udp_socket_helper as crypto
 from vault_udp_address import canonical_host, is_host
+from vault_udp_control import read_announcement, read_json
 from vault_udp_keys import read_hello_untrusted
-from vault_udp_packet import read_announcement, read_body, read_json
+from vault_udp_packet import read_body
 from vault_udp_resolver import MAX_THREADS, Resolver
 from vault_udp_socket import InvalidArgumentError, UDPSocketClass
 

@@ -15,6 +15,7 @@ import pyzstd
 from hypothesis import given
 from hypothesis import strategies as st
 
+import vault_udp_control as control_format
 import vault_udp_layout as layouts
 import vault_udp_packet as packet
 from vault_udp_packet import PacketError, TooLargeError
@@ -389,9 +390,9 @@ FLAT = st.dictionaries(
 
 @given(FLAT)
 def test_control_survives_the_journey(members: dict[str, Any]) -> None:
-    text = packet.write_json(members)
-    if text.count(b"[") + text.count(b"{") <= packet.MAX_CONTROL_BRACKETS:
-        assert packet.read_json(text) == members
+    text = control_format.write_json(members)
+    if text.count(b"[") + text.count(b"{") <= control_format.MAX_CONTROL_BRACKETS:
+        assert control_format.read_json(text) == members
 
 
 @pytest.mark.parametrize(
@@ -404,23 +405,23 @@ def test_control_survives_the_journey(members: dict[str, Any]) -> None:
     ],
 )  # fmt: skip
 def test_control_that_is_none(text: bytes) -> None:
-    assert refused_as(packet.read_json, text) == "bad_control"
+    assert refused_as(control_format.read_json, text) == "bad_control"
 
 
 @given(st.binary(max_size=60), st.text(max_size=60))
 def test_any_bytes_are_control_or_a_packet_error(junk: bytes, text: str) -> None:
     for candidate in (junk, b"{" + junk + b"}", text.encode("utf-8", "surrogatepass")):
-        assert reason_of(packet.read_json, candidate) in ("", "bad_control")
+        assert reason_of(control_format.read_json, candidate) in ("", "bad_control")
 
 
 def test_members_have_exactly_the_type_asked_for() -> None:
     members = {"number": 1, "flag": True, "text": "x", "nothing": None}
-    assert packet.member(members, "number", int) == 1
-    assert packet.member(members, "missing", int) is None
-    assert packet.member(members, "nothing", int) is None
-    assert refused_as(packet.member, members, "flag", int) == "bad_control"
-    assert refused_as(packet.member, members, "number", bool) == "bad_control"
-    assert refused_as(packet.member, members, "text", int) == "bad_control"
+    assert control_format.member(members, "number", int) == 1
+    assert control_format.member(members, "missing", int) is None
+    assert control_format.member(members, "nothing", int) is None
+    assert refused_as(control_format.member, members, "flag", int) == "bad_control"
+    assert refused_as(control_format.member, members, "number", bool) == "bad_control"
+    assert refused_as(control_format.member, members, "text", int) == "bad_control"
 
 
 # ---------------------------------------------------------------------------------------------- announcements
@@ -430,13 +431,13 @@ HELLO = {"hello": "aGVsbG8=", "proof": "cHJvb2Y="}
 
 
 def test_announcements_are_the_base_members_a_hello_or_both() -> None:
-    both = packet.read_announcement({**BASE, **HELLO, "later": "member"})
-    assert both == packet.Announcement("e", "s", "x", 1, b"hello", b"proof")
-    assert packet.read_announcement(dict(HELLO)).enc_key is None
-    assert packet.read_announcement(dict(BASE)).hello is None
-    assert packet.read_announcement({**BASE, "port": None}).port is None
+    both = control_format.read_announcement({**BASE, **HELLO, "later": "member"})
+    assert both == control_format.Announcement("e", "s", "x", 1, b"hello", b"proof")
+    assert control_format.read_announcement(dict(HELLO)).enc_key is None
+    assert control_format.read_announcement(dict(BASE)).hello is None
+    assert control_format.read_announcement({**BASE, "port": None}).port is None
     for nothing in ({"hello": None}, {"proof": None}, {"hello": None, "proof": None}):
-        assert packet.read_announcement({**BASE, **nothing}).hello is None
+        assert control_format.read_announcement({**BASE, **nothing}).hello is None
 
 
 @pytest.mark.parametrize(
@@ -452,24 +453,24 @@ def test_announcements_are_the_base_members_a_hello_or_both() -> None:
     ],
 )  # fmt: skip
 def test_announcements_that_are_none(members: dict[str, Any]) -> None:
-    assert refused_as(packet.read_announcement, members) == "bad_announcement"
+    assert refused_as(control_format.read_announcement, members) == "bad_announcement"
 
 
 @given(st.dictionaries(st.sampled_from([*BASE, *HELLO]), JUNK))
 def test_any_members_are_an_announcement_or_a_packet_error(members: dict[str, Any]) -> None:
-    assert reason_of(packet.read_announcement, {**BASE, **members}) in ("", "bad_announcement")
+    assert reason_of(control_format.read_announcement, {**BASE, **members}) in ("", "bad_announcement")
 
 
 def test_announcement_bodies_have_exactly_their_size_or_are_refused() -> None:
     members = {"hello": "x" * 264, "proof": "y" * 88}
-    body = packet.make_announcement_body(members, packet.SHORT_ANNOUNCEMENT_SIZE)
+    body = control_format.make_announcement_body(members, control_format.SHORT_ANNOUNCEMENT_SIZE)
     assert len(body) == 512
-    assert packet.read_json(packet.read_body(body).control) == members
+    assert control_format.read_json(packet.read_body(body).control) == members
     with pytest.raises(TooLargeError):
-        packet.make_announcement_body(members, 300)
-    v1 = packet.make_v1_announcement_body(members, 512)
+        control_format.make_announcement_body(members, 300)
+    v1 = control_format.make_v1_announcement_body(members, 512)
     assert len(v1) == 512
-    assert packet.read_json(packet.read_frame(packet.read_body(v1).payload)) == members
+    assert control_format.read_json(packet.read_frame(packet.read_body(v1).payload)) == members
 
 
 # --------------------------------------------------------------------------------------------------------- v1
@@ -478,16 +479,16 @@ def test_announcement_bodies_have_exactly_their_size_or_are_refused() -> None:
 @given(st.text(max_size=300))
 def test_v1_text_survives_the_journey(text: str) -> None:
     message = text.encode("utf-8", "replace")
-    assert packet.read_v1_text(packet.make_v1_text(message)) == message
+    assert control_format.read_v1_text(control_format.make_v1_text(message)) == message
 
 
 def test_what_a_v1_text_means() -> None:
-    assert packet.read_v1_text(b'{"data": "text"}') == b"text"
-    assert packet.read_v1_text(b'{"enc_key": "k"}') == {"enc_key": "k"}
+    assert control_format.read_v1_text(b'{"data": "text"}') == b"text"
+    assert control_format.read_v1_text(b'{"enc_key": "k"}') == {"enc_key": "k"}
     for text in (b"plain", b'{"other": 1}', b'{"data": 1}', b'{"data": "x", "more": 1}', b"{not json", b""):
-        assert packet.read_v1_text(text) == text
+        assert control_format.read_v1_text(text) == text
 
 
 def test_v1_has_text_only() -> None:
     with pytest.raises(UnicodeDecodeError):
-        packet.make_v1_text(b"\xff")
+        control_format.make_v1_text(b"\xff")

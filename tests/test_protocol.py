@@ -11,6 +11,7 @@ from fakenet import SEALED_SIZE, SEALED_SIZES, Copies, Datagram, FakeNet, Host, 
 from hypothesis import given
 from hypothesis import strategies as st
 
+import vault_udp_control as control_format
 import vault_udp_packet as packet
 import vault_udp_peer
 import vault_udp_socket_helper as crypto
@@ -639,14 +640,14 @@ class HelloMaker:
         self.local = LocalKeys(bytes(range(32)), 0.0, 1e9)
         self.end.send(B, self.datagram())
         net.run(0.01)
-        answer = packet.read_json(packet.read_body(self.end.received[0][1]).control)
+        answer = control_format.read_json(packet.read_body(self.end.received[0][1]).control)
         self.echo = crypto.b64_str_to_bytes(answer["hello"])[166:182]
 
     def datagram(self, spoil_proof: bool = False, **fields: bytes) -> bytes:
         members = self.local.hello_members(B, 0.0, **fields)
         if spoil_proof:
             members["proof"] = crypto.bytes_to_b64_str(bytes(64))
-        return packet.make_announcement_body(members, 512)
+        return control_format.make_announcement_body(members, 512)
 
 
 def test_a_hello_with_a_valid_echo_makes_a_pending_stranger_with_two_pairs_at_most() -> None:
@@ -724,8 +725,8 @@ def kinds_of_datagrams() -> dict[str, bytes]:
     alice.remove_peer(B)
     kinds["goodbye"] = net.sent[-1].data
     base = VaultAsymmetricEncryption(60)
-    kinds["base"] = packet.make_announcement_body(base.base_members(1001), 1024)
-    kinds["base v1"] = packet.make_v1_announcement_body(base.base_members(1001), 1024)
+    kinds["base"] = control_format.make_announcement_body(base.base_members(1001), 1024)
+    kinds["base v1"] = control_format.make_v1_announcement_body(base.base_members(1001), 1024)
     return kinds
 
 
@@ -936,15 +937,15 @@ def test_every_altered_byte_of_every_kind_is_harmless(kind: str, monkeypatch: py
         bob = net.node(B)
         seen = len(net.sent)
         net.inject(A, B, kinds_of_datagrams()["announcement"])
-        echo = packet.read_json(packet.read_body(net.sent[seen].data).control)["hello"]
+        echo = control_format.read_json(packet.read_body(net.sent[seen].data).control)["hello"]
         nonce = crypto.b64_str_to_bytes(echo)[166:182]
         members: dict[str, Any] = alice.node.local.hello_members(B, alice.now, echo=nonce)
         if kind != "hello":
             members.update(alice.encryption.base_members(1001))
         if kind == "hello":
-            good = packet.make_announcement_body(members, 512)
+            good = control_format.make_announcement_body(members, 512)
         elif kind == "announcement":
-            good = packet.make_announcement_body(members, 1024)
+            good = control_format.make_announcement_body(members, 1024)
         else:
             good = kinds_of_datagrams()[kind]
     else:
@@ -986,7 +987,11 @@ CONTROL_NAMES = ["got", "nonce", "echo", "time", "hello", "proof", "enc_key", "s
 )
 def test_a_peer_in_a_session_may_say_what_it_likes(kind: Any, members: dict[str, Any]) -> None:
     bob = SESSION[2]
-    text = packet.write_json({"type": kind, **members}) if kind is not None else packet.write_json(members)
+    text = (
+        control_format.write_json({"type": kind, **members})
+        if kind is not None
+        else control_format.write_json(members)
+    )
     _inject_body(packet.make_control_body(text, 1393))
     assert bob.mode(A) == "session"
 

@@ -14,6 +14,7 @@ from fakenet import EPOCH, Copies, Datagram, FakeNet, Host, Outsider, both_ready
 from test_protocol import A, B, X, two_in_session
 
 import vault_udp_announce
+import vault_udp_control as control_format
 import vault_udp_packet as packet
 import vault_udp_session
 import vault_udp_socket_helper as crypto
@@ -42,8 +43,8 @@ class Rogue:
         end = self.end(address)
         blob = self.hello(key)
         self._send_hello(end, blob)
-        text = next(data for _, data in end.received if len(data) == packet.SHORT_ANNOUNCEMENT_SIZE)
-        answer = packet.read_announcement(packet.read_json(packet.read_body(text).control))
+        text = next(data for _, data in end.received if len(data) == control_format.SHORT_ANNOUNCEMENT_SIZE)
+        answer = control_format.read_announcement(control_format.read_json(packet.read_body(text).control))
         assert answer.hello
         fields = Hello._make(struct.unpack(">24sHIQ32s32s32s32s16s16s", answer.hello)[1:])
         self.theirs = fields.sign
@@ -63,7 +64,7 @@ class Rogue:
         return made._replace(**fields)
 
     def _send_hello(self, end: Outsider, hello: Hello) -> None:
-        end.send(self.host.address, packet.make_announcement_body(self.signed(hello), 512))
+        end.send(self.host.address, control_format.make_announcement_body(self.signed(hello), 512))
         self.net.run(0.01)
 
     def signed(self, hello: Hello) -> dict[str, str]:
@@ -85,7 +86,7 @@ class Rogue:
         return Pair(self.local, self.theirs, key, self.host.node.local.current.public)
 
     def sealed(self, pair: Pair, members: dict[str, Any], size: int = 1393) -> bytes:
-        body = packet.make_control_body(packet.write_json(members), size)
+        body = packet.make_control_body(control_format.write_json(members), size)
         return pair.seal([body], EPOCH + self.net.now)[0]
 
 
@@ -126,7 +127,7 @@ def test_a_peer_s_impossible_time_is_refused(time: int) -> None:
     net.run(0.5)
     end = rogue._ends[B]
     datagram = next(data for _, data in end.received if data.startswith(pair.open_tag))
-    ping = packet.read_json(packet.read_body(pair.open(datagram)[1]).control)
+    ping = control_format.read_json(packet.read_body(pair.open(datagram)[1]).control)
     host.arrive(B, rogue.sealed(pair, {**GOT, "echo": ping["nonce"], "time": time}))
     assert host.node.counters["bad_control"] == 1
     net.run(1)
@@ -143,7 +144,7 @@ def test_a_clear_v1_frame_is_read_no_further_than_announcements_go(monkeypatch: 
     monkeypatch.setattr(packet, "read_frame", recorded)
     host = FakeNet().node(A)
     host.arrive(X, msgpack.packb([packet.compress_frame(b"{" * 100_000, 1000), bytes(100)]))
-    assert limits == [packet.MAX_CONTROL_SIZE]
+    assert limits == [control_format.MAX_CONTROL_SIZE]
     assert host.node.counters["message_over_limit"] == 1
 
 
@@ -273,7 +274,7 @@ def test_a_second_name_that_is_removed_takes_its_base_link_along() -> None:
     rogue = Rogue(net, host)
     seed = crypto.bytes_to_b64_str(rogue.local.sign_seed)
     members = VaultAsymmetricEncryption(60, sign_private_key=seed).base_members(B[1])
-    rogue.end(B).send(A, packet.make_announcement_body(members, 1024))
+    rogue.end(B).send(A, control_format.make_announcement_body(members, 1024))
     net.run(0.01)
     assert host.mode(B) == "base v2"
     host.arrive(B, rogue.sealed(rogue.shake_hands(B), GOT))

@@ -26,6 +26,7 @@ from loopback import eventually
 import dev
 import vault_ip
 import vault_udp_carrier
+import vault_udp_control
 import vault_udp_delivery
 import vault_udp_encryption
 import vault_udp_keys
@@ -412,7 +413,7 @@ LEGACY_PEERS = _example("Peers of the old releases")
 def test_base_mode_is_refused(remotes: Remotes) -> None:
     assert not _run(LEGACY_PEERS, remotes)["sock"]._node.legacy_peers
     members = VaultAsymmetricEncryption().base_members(port=8000)
-    announcement = vault_udp_packet.make_announcement_body(members, 1024)
+    announcement = vault_udp_control.make_announcement_body(members, 1024)
     with UDPSocketClass(0, legacy_peers=False) as sock:
         sock._node.receive([announcement], ("192.0.2.1", 8000), time.monotonic())
         assert sock.get_stats()["counters"]["base_refused"] == 1
@@ -604,7 +605,7 @@ def test_mtu_arithmetic_is_that_of_the_code() -> None:
 
 
 def test_numbers_in_the_text_are_those_of_the_code() -> None:
-    sizes = vault_udp_packet.FULL_ANNOUNCEMENT_SIZE, vault_udp_packet.SHORT_ANNOUNCEMENT_SIZE
+    sizes = vault_udp_control.FULL_ANNOUNCEMENT_SIZE, vault_udp_control.SHORT_ANNOUNCEMENT_SIZE
     assert "exactly {} or {} bytes".format(*sizes) in README
     assert f"waits when {vault_udp_carrier.LANE_SIZE} messages" in README
     small = vault_udp_carrier.SMALL_LANE_SIZE, vault_udp_carrier.SMALL_MESSAGE

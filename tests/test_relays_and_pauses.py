@@ -18,6 +18,7 @@ from fakenet import EPOCH, Address, Copies, Datagram, FakeNet, Host, both_ready
 from loopback import PATIENCE, address_of, eventually, on_posix, pair
 
 import vault_udp_carrier
+import vault_udp_control as control_format
 import vault_udp_packet as packet
 import vault_udp_socket_helper as crypto
 from vault_udp_carrier import LANE_SIZE, SMALL_LANE_SIZE
@@ -36,7 +37,9 @@ KEY = crypto.bytes_to_b64_str(crypto.sign_public_of(bytes(range(32))))
 def hello_in(datagram: bytes) -> Hello | None:
     """The hello of a clear announcement; None for anything else."""
     with contextlib.suppress(packet.PacketError):
-        blob = packet.read_announcement(packet.read_json(packet.read_body(datagram).control)).hello
+        blob = control_format.read_announcement(
+            control_format.read_json(packet.read_body(datagram).control)
+        ).hello
         return read_hello_untrusted(blob) if blob else None
     return None
 
@@ -56,7 +59,7 @@ def announcement(local: LocalKeys, answered: Hello | None = None, *, nonce: byte
     ).pack()
     proof = crypto.sign_detached(local.sign_seed, blob)
     members = {"hello": crypto.bytes_to_b64_str(blob), "proof": crypto.bytes_to_b64_str(proof)}
-    return packet.make_announcement_body(members, packet.SHORT_ANNOUNCEMENT_SIZE)
+    return control_format.make_announcement_body(members, control_format.SHORT_ANNOUNCEMENT_SIZE)
 
 
 class Relay:

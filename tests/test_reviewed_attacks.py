@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loopback import PATIENCE, address_of, eventually
 
+import vault_udp_control as control_format
 import vault_udp_delivery
 import vault_udp_packet as packet
 import vault_udp_peer
@@ -36,7 +37,7 @@ A, B, EVIL = ("10.0.0.1", 1000), ("10.0.0.2", 1000), ("10.6.6.6", 666)
 
 
 def base_announcement(encryption: VaultAsymmetricEncryption, port: int, size: int = 1024) -> bytes:
-    return packet.make_announcement_body({**encryption.base_members(port)}, size)
+    return control_format.make_announcement_body({**encryption.base_members(port)}, size)
 
 
 def encryption_on(net: FakeNet) -> VaultAsymmetricEncryption:
@@ -130,7 +131,7 @@ def test_two_nodes_do_not_answer_each_others_answers(version: int) -> None:
     net = FakeNet(delay=0.02)
     alice, bob = net.node(A), net.node(B)
     members = {**bob.encryption.base_members(B[1])}
-    make = packet.make_v1_announcement_body if version == 1 else packet.make_announcement_body
+    make = control_format.make_v1_announcement_body if version == 1 else control_format.make_announcement_body
     net.inject(B, A, make(members, 1024))
     net.run(60)
     between = [sent for sent in net.sent if {sent.src, sent.dst} == {A, B}]
@@ -410,14 +411,16 @@ def hello(net: FakeNet, number: int, echo: bytes) -> bytes:
     blob = Hello(2, 0, EPOCH + net.now, sign, enc, NO_KEY, NO_KEY, bytes(16), echo).pack()
     proof = crypto.sign_detached(seed, blob)
     members = {"hello": crypto.bytes_to_b64_str(blob), "proof": crypto.bytes_to_b64_str(proof)}
-    return packet.make_announcement_body(members, packet.SHORT_ANNOUNCEMENT_SIZE)
+    return control_format.make_announcement_body(members, control_format.SHORT_ANNOUNCEMENT_SIZE)
 
 
 def echo_for(net: FakeNet, evil: Outsider) -> bytes:
     """What Alice wants to see again from that address."""
     evil.send(A, hello(net, 1, bytes(16)))
     net.run(0.1)
-    answer = packet.read_announcement(packet.read_json(packet.read_body(evil.received[-1][1]).control))
+    answer = control_format.read_announcement(
+        control_format.read_json(packet.read_body(evil.received[-1][1]).control)
+    )
     assert answer.hello is not None
     return read_hello_untrusted(answer.hello).nonce
 
@@ -458,7 +461,7 @@ def test_a_goodbye_right_behind_messages_does_not_renew_an_allowance(together: b
         session = client.peer(A).session
         bodies = [
             *make_bodies([b"text"] * 10, session.body_size, False),
-            packet.make_control_body(packet.write_json({"type": "bye"}), session.body_size),
+            packet.make_control_body(control_format.write_json({"type": "bye"}), session.body_size),
         ]
         datagrams = session.seal(bodies, client.now)
         whole = Segments(b"".join(datagrams), len(datagrams[0]))

@@ -16,6 +16,7 @@ from collections import defaultdict
 import pytest
 from fakenet import EPOCH, Address, FakeNet, Host, both_ready
 
+import vault_udp_control as control_format
 import vault_udp_packet as packet
 import vault_udp_peer
 import vault_udp_rate_limit
@@ -58,7 +59,7 @@ def new_identities(rng: random.Random, net: FakeNet) -> list[bytes]:
         local = LocalKeys(os_bytes(rng, 32), 0.0, EPOCH)
         echo = os_bytes(rng, 16) if number % 2 else b""
         members = local.hello_members(SERVER, 0.0, echo=echo)
-        made.append(packet.make_announcement_body(members, 512))
+        made.append(control_format.make_announcement_body(members, 512))
     return made
 
 
@@ -67,7 +68,7 @@ def forged_announcements(rng: random.Random, net: FakeNet) -> list[bytes]:
     real = [datagram.data for datagram in net.sent if len(datagram.data) in (512, 1024)]
     made = []
     for number in range(POOL):
-        members = packet.read_json(packet.read_body(real[number % len(real)]).control)
+        members = control_format.read_json(packet.read_body(real[number % len(real)]).control)
         blob = bytearray(crypto.b64_str_to_bytes(members["hello"]))
         if number % 3:
             at = rng.choice([70, 134, 182])
@@ -75,7 +76,7 @@ def forged_announcements(rng: random.Random, net: FakeNet) -> list[bytes]:
             members["hello"] = crypto.bytes_to_b64_str(bytes(blob))
         else:
             members["proof"] = crypto.bytes_to_b64_str(os_bytes(rng, 64))
-        made.append(packet.make_announcement_body(members, 1024))
+        made.append(control_format.make_announcement_body(members, 1024))
     return made
 
 
@@ -94,7 +95,9 @@ def base_announcements(rng: random.Random, net: FakeNet) -> list[bytes]:
     made = []
     for number in range(POOL):
         members = VaultAsymmetricEncryption(60).base_members(PORT)
-        make = packet.make_announcement_body if number % 2 else packet.make_v1_announcement_body
+        make = (
+            control_format.make_announcement_body if number % 2 else control_format.make_v1_announcement_body
+        )
         made.append(make(members, rng.choice([600, 1024])))
     return made
 
@@ -313,7 +316,7 @@ def test_strangers_with_valid_echoes_leave_no_more_than_their_pending_entries(
         # One attacker with many addresses, each with an identity of its own, none of which ever confirms.
         source, local = (f"12.0.0.{number}", PORT), LocalKeys(os_bytes(net.rng, 32), 0.0, EPOCH)
         for echo in (b"", server.node.local.nonce_for(source, server.now)):
-            body = packet.make_announcement_body(local.hello_members(SERVER, 0.0, echo=echo), 512)
+            body = control_format.make_announcement_body(local.hello_members(SERVER, 0.0, echo=echo), 512)
             net.inject(source, SERVER, body)
         assert_bounded(server)
     assert len(server.node.table._pending) == 20

@@ -23,6 +23,7 @@ from vault_udp_keys import Hello, LocalKeys, Pair, SessionKey
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "PROTOCOL.md").read_text(encoding="utf-8")
 MODULES = (
+    "control",
     "packet",
     "layout",
     "keys",
