@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Base mode, towards peers written from the user's page: their announcements, their ports, their versions.
+"""Base mode, towards peers of the old releases: their announcements, their ports, their versions.
 
 Deployed peers listen on one port and send from another, which they do not tell; they look our key up by the
 address that our datagrams come from; they announce in clear only while they do not hold our key. What follows

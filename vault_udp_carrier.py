@@ -57,10 +57,10 @@ LANE_SIZE = 4096
 """Messages for one peer that may wait for the send thread; `send_data` waits when there are more."""
 SMALL_LANE_SIZE = 16384
 SMALL_MESSAGE = 64
-"""The same if they share datagrams and the first has at most so many bytes: they leave as soon, and the two
-threads take turns less often."""
+"""`LANE_SIZE` of messages that share datagrams, if the first has at most so many bytes: they leave as soon,
+and the two threads take turns less often."""
 LANES_SIZE = 65536
-"""The same for all peers together, if many have messages waiting."""
+"""Messages that may wait for all peers together, if there are many."""
 BYTES_PER_ROUND = 131072
 """About as many bytes of one peer's messages does the send thread seal in one go."""
 TIMEOUT_AT_EXIT = 1.0

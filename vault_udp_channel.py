@@ -80,7 +80,7 @@ class Channel:
         """What the caller knows this session by; its method `resize` is told how long bodies may be."""
         self.pairs: list[Pair] = []
         self.send: Pair | None = None
-        """The one of them under which is sealed what any would do for."""
+        """The pair that our data is sealed under; None until a datagram has opened."""
         self.lost = False
         """Nothing has come from there for so long that the peer is taken to be gone."""
         self._outgoing = outgoing

@@ -183,10 +183,10 @@ class DatagramSocket(Transmitter):
             self._wait_readable = _readable_waiter(self._socket, *others, self._wake_receiver)
 
     def receive(self, until: float = inf) -> list[Batch]:
-        """Wait for datagrams and return them, a few batches at most; or an empty list after ``wake``.
+        """Wait for datagrams and return them, a few batches at most; an empty list after ``wake``.
 
-        So it is when `until` has come, seconds of the monotonic clock. A wake that comes while datagrams keep
-        coming may show only when they cease, and so may the end of the time.
+        So does it at ``until``, seconds of the monotonic clock. While datagrams keep coming, a wake or the
+        end of the time may be noticed only when they cease.
 
         Raises :class:`SocketClosed`, also while another thread receives, and nothing that the network causes.
         """

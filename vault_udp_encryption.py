@@ -82,7 +82,7 @@ class PeerKeys:
 
 
 def check_lifetime(lifetime: float) -> float:
-    """`lifetime` if it is a number of seconds, at least 5 and less than a thousand million.
+    """`lifetime` if it is a number of seconds, at least 5 and less than 1,000,000,000.
 
     Raises:
         InvalidLifetimeError: anything else.

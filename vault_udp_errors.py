@@ -109,7 +109,7 @@ def _check_scope(name: str, ip: str) -> None:
 
 
 def check_rate_limit(rate_limit: object) -> None:
-    """Pass a number above 0 and up to a thousand million, and None.
+    """Pass a number above 0 and up to 1,000,000,000, and None.
 
     Raises:
         InvalidArgumentError: anything else.

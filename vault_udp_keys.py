@@ -282,8 +282,9 @@ class Pair:
         self._usual = 0
         """Datagrams that `open_usual` took without a failure."""
         self.layout: Layout | None = None
-        """That of the last bodies of one message each which `open_usual` took. Bodies of many have large
-        ones, which many peers could make us keep, and there it matters little how the first is opened."""
+        """That of the last bodies of one message each which `open_usual` took. Those of coalesced bodies
+        are not kept: they are large, many peers could make us keep many, and a wrong first guess costs
+        little there."""
         self.owner: Any = None
         """The session that has this pair now."""
         self.mine = mine
@@ -374,9 +375,9 @@ class Pair:
         whoever judges its body; nothing of it is kept here. So this may decline what they accept, but accepts
         nothing that they decline.
 
-        One more is opened in one go than were usual since the last go that was cut short, and in that one:
-        where it is in vain, it is no more than what was opened with success before. What begins with another
-        pair's tag is not tried at all.
+        The first go opens one datagram, each later one a datagram more than were usual since the last go
+        that was cut short, and in it. So no more is opened in vain than was opened with success before.
+        What begins with another pair's tag is not tried at all.
 
         Args:
             messages: takes what is in them.

@@ -56,9 +56,10 @@ class Layout(NamedTuple):
     fields: str
     """In a format of `struct`: head, all messages with what is between them, tail; the padding is skipped."""
     columns: Sequence[tuple[int, bytes]]
-    """Where behind `head` each byte of a header stands first, and all its repetitions in a row."""
+    """Of each byte of a header: where it stands first behind `head`, and what every `step`-th byte from
+    there is."""
     step: int
-    """Bytes from there to the next of them."""
+    """Bytes from one message to the next."""
     split: struct.Struct | None
     """The messages behind `head`; None if there is one only."""
 

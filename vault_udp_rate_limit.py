@@ -64,7 +64,7 @@ class RateLimiter:
         return self.charge(bucket, count, now)
 
     def charge(self, bucket: Bucket, count: int, now: float) -> int:
-        """`allow` for who keeps the bucket."""
+        """`allow`, for a caller that holds the bucket."""
         tokens = bucket.tokens + (now - bucket.when) * self.max_per_second
         if tokens > self._burst:
             tokens = self._burst
@@ -73,7 +73,7 @@ class RateLimiter:
         return allowed
 
     def take(self, key: Hashable, now: float) -> Bucket:
-        """The bucket of `key`, for the caller to keep with what it is about, until it is put back."""
+        """Hand the bucket of `key` to the caller, until it is put back."""
         return self._buckets.pop(key, None) or Bucket(self._burst, now)
 
     def put_back(self, key: Hashable, bucket: Bucket) -> None:

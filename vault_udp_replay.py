@@ -17,7 +17,8 @@ WINDOW_SIZE = 8192
 MAX_NONCE_CACHES = 32768
 """Pairs of keys for which nonces are remembered; forgetting one early would let its datagrams in again."""
 MAX_NONCES = 400_000
-"""In all caches together, about 50 MB: of that anybody may fill as much as he likes, and the fullest pay."""
+"""In all caches together, about 50 MB. One peer may fill it; when it is full, the largest caches give up
+first."""
 
 _TIMESTAMP = struct.Struct(">d")
 _RING_BYTES = WINDOW_SIZE // 8 + 8

@@ -56,11 +56,11 @@ MAX_RETIRED_PAIRS = 8192
 MIN_REKEY_INTERVAL = 1.0
 CONFIRM_TRIES = 12
 CONFIRMS_BEFORE_DOUBT = 2
-"""So many unanswered CONFIRMs of a new pair, and further ones go with smaller ones: the path may be small."""
+PINGS_BEFORE_DOUBT = 1
+"""So many unanswered CONFIRMs of a new pair, or pings of a silent peer, and further ones go with smaller
+ones: the path may be small."""
 SILENCE_BEFORE_PING = 3.0
 PINGS_BEFORE_LOST = 3
-PINGS_BEFORE_DOUBT = 1
-"""The same for the pings of a silent peer."""
 PING_INTERVAL = 1.0
 ACKNOWLEDGE_AFTER = 2.0
 MOVE_PINGS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)

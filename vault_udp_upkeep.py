@@ -37,9 +37,11 @@ REKEYS_PER_SECOND = 1000
 """After a rotation, so that many sessions do not hold up the messages of all."""
 LEADING_ROTATION = (0.97, 1.0)
 ROTATION = (1.0, 1.05)
-"""Lifetimes after the last rotation, of who knows several peers and of others; in between, chance decides."""
+"""When we rotate, in lifetimes since the last time: by chance within the first range if we know several
+peers, else within the second."""
 EARLIEST_IN_STEP = 0.95
-"""The same for who follows. Earlier, so that a REKEY that came late once does not leave anybody behind."""
+"""From then on the rotation of our only peer takes ours with it: earlier, so that one REKEY that comes late
+leaves nobody behind."""
 
 
 class Upkeep(NodeState):
