@@ -83,7 +83,7 @@ class IdentityFile:
 
     def __init__(self, path: Path) -> None:
         self.path = os.fspath(path)
-        self._lock = _Lock(self.path + ".lock")
+        self._lock = _Lock(self.path)
         try:
             if not self._lock.acquire(blocking=False):
                 raise IdentityFileError(
@@ -230,7 +230,7 @@ class KnownPeers:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        lock = _Lock(self.path + ".lock")
+        lock = _Lock(self.path)
         try:
             if not lock.acquire(blocking=True):
                 raise PermissionError(errno.EACCES, "its lock file cannot be locked")
@@ -243,10 +243,10 @@ class KnownPeers:
 
 
 class _Lock:
-    """A lock file that the system releases when the process dies, however it dies."""
+    """A lock file beside `path` that the system releases when the process dies, however it dies."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        self._path = os.path.realpath(path) + ".lock"  # the same, whatever link leads to the file
         self._descriptor = -1
 
     def acquire(self, *, blocking: bool) -> bool:

@@ -176,6 +176,14 @@ def test_a_second_socket_of_the_same_process_is_refused_until_stop(tmp_path: Pat
         sock.stop()
 
 
+@on_posix
+def test_a_link_to_a_file_in_use_is_refused(tmp_path: Path) -> None:
+    path, link = tmp_path / "identity", tmp_path / "link"
+    link.symlink_to(path)
+    with UDPSocketClass(0, identity_file=path), pytest.raises(IdentityFileError, match="in use by another"):
+        UDPSocketClass(0, identity_file=link)
+
+
 def test_a_socket_that_cannot_bind_lets_the_file_go(tmp_path: Path, free_port: int) -> None:
     path = tmp_path / "identity"
     with plain_socket("0.0.0.0", free_port), pytest.raises(BindError):
