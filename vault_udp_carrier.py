@@ -120,7 +120,8 @@ class Carrier:
         self._encryption.on_identity_changed = self._identity_changed_locked
         self._encryption.on_peer_keys_supplied = self._keys_supplied_locked
         self._work = threading.Condition(self._lock)
-        """Notified when the send thread has something to do."""
+        """Notified when the send thread has something to do: all, for an exception of a signal handler may
+        have left a waiter in it that is none any more."""
         self._room = threading.Condition(self._lock)
         """Notified when the send thread has taken messages out of the lanes."""
         self._ready = threading.Condition(self._lock)
@@ -210,13 +211,13 @@ class Carrier:
             are_small = type(first) is bytes and len(first) <= SMALL_MESSAGE and peer.session.coalesce
             most = SMALL_LANE_SIZE if are_small else LANE_SIZE
             self._lane_size = max(1, min(most, LANES_SIZE // len(self._laned)))
-            self._work.notify()
+            self._work.notify_all()
 
     def _wake_sender_locked(self) -> None:
         """Let the send thread see to what the node has left, or to a deadline earlier than it knows."""
         node = self._node
         if node.outgoing or node.events or node.flushable or node.deadline() < self._sleeps_until:
-            self._work.notify()
+            self._work.notify_all()
 
     def _send_loop(self) -> None:
         while True:

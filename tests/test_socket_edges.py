@@ -234,7 +234,7 @@ def test_the_send_thread_looks_in_time_whether_what_was_sent_is_answered(
                 if a._sleeps_until < time.monotonic() + 5:
                     return False
                 with monkeypatch.context() as patch:
-                    patch.setattr(a._work, "notify", woken.set)
+                    patch.setattr(a._work, "notify_all", woken.set)
                     a.send_data("hello", address_of(b))
                 assert a._node.deadline() < time.monotonic() + 3.1
                 return True
@@ -251,7 +251,7 @@ def test_the_receive_thread_keeps_watch_while_it_has_nobody_to_call(monkeypatch:
         known = len(a._node.table.all()[0].session.pairs)
         told: list[float] = []
         looks = threading.Event()
-        run_timers, notify, send = a._node.run_timers, a._work.notify, b._datagrams.send
+        run_timers, notify, send = a._node.run_timers, a._work.notify_all, b._datagrams.send
 
         def has_rekey() -> bool:
             return len(a._node.table.all()[0].session.pairs) > known
@@ -261,16 +261,16 @@ def test_the_receive_thread_keeps_watch_while_it_has_nobody_to_call(monkeypatch:
             if has_rekey():
                 looks.set()
 
-        def notify_and_note(count: int = 1) -> None:
+        def notify_and_note() -> None:
             if has_rekey():
                 told.append(time.monotonic())
-            notify(count)
+            notify()
 
         def send_until_rekey(datagrams: Sequence[bytes], address: tuple[str, int]) -> int:
             return len(datagrams) if has_rekey() else send(datagrams, address)
 
         monkeypatch.setattr(a._node, "run_timers", run_and_note)
-        monkeypatch.setattr(a._work, "notify", notify_and_note)
+        monkeypatch.setattr(a._work, "notify_all", notify_and_note)
         monkeypatch.setattr(b._datagrams, "send", send_until_rekey)
         with b._lock:
             b._node.rotate_at = began = time.monotonic()
@@ -287,7 +287,7 @@ def test_the_send_thread_keeps_watch_while_the_receive_thread_may_not_have_time(
 ) -> None:
     with UDPSocketClass(0) as sock, sock._lock, monkeypatch.context() as patch:
         told: list[bool] = []
-        patch.setattr(sock._work, "notify", lambda: told.append(True))
+        patch.setattr(sock._work, "notify_all", lambda: told.append(True))
         now = time.monotonic()
         sock._sleeps_until, sock._node.rotate_at = now + 120, now + in_seconds
         sock._receiver_looks_at = now  # of the round before
@@ -365,6 +365,21 @@ def test_a_forked_child_lets_go_of_a_former_port_that_was_still_to_be_taken_over
         sock._replaced.append(former)
         sock._abandon()
     assert former._socket.fileno() == -1
+
+
+def test_the_send_thread_wakes_up_although_a_notification_was_cut_short() -> None:
+    with pair() as (a, b):
+        inbox, peer = Inbox(b), a._node.table.by_name[address_of(b)]
+        woken_before = threading.Lock()
+        woken_before.acquire()
+        waiters: Any = a._work._waiters  # type: ignore[attr-defined]
+        eventually(lambda: waiters, "the send thread waits")
+        with a._lock:
+            waiters.appendleft(woken_before)  # as an exception in `notify` leaves it
+            peer.lane.append(b"in a burst")
+            a._lane_locked(peer)
+            assert not waiters
+        inbox.wait_for_text("in a burst")
 
 
 def test_what_interrupts_a_method_may_stop_the_socket() -> None:
