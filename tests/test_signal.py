@@ -8,7 +8,7 @@ import gc
 import logging
 import threading
 from functools import partial
-from typing import Any, Callable
+from typing import Any, Callable, Dict
 
 import PySignal
 import pytest
@@ -408,3 +408,18 @@ def test_a_signal_handler_may_block_what_is_being_connected(
     signal.block(False)
     signal.emit(2)
     assert recorder.calls == [(2,)]
+
+
+def test_a_signal_handler_may_block_at_any_moment(signal: SafeSignal) -> None:
+    class Interrupted(Dict[int, Any]):
+        def pop(self, *_: Any) -> None:
+            signal._failing = {}
+            signal.block(True)
+
+    recorder = Recorder()
+    signal.connect(recorder)
+    signal._failing = Interrupted()
+    run_thread(lambda: signal.disconnect(recorder))
+    signal.connect(recorder)
+    signal.emit(1)
+    assert recorder.calls == []
