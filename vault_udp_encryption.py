@@ -10,6 +10,7 @@ wall-clock timestamps. What it cannot give - forward secrecy, a window that cloc
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import sys
 import threading
@@ -68,9 +69,12 @@ class InvalidLifetimeError(EncryptionError, InvalidArgumentError):
 class PeerKeys:
     """What base mode knows of one address."""
 
-    __slots__ = ("enc", "proven", "refreshed_at", "shared", "sign", "supplied")
+    __slots__ = ("address", "enc", "proven", "refreshed_at", "shared", "sign", "supplied")
 
-    def __init__(self, enc: bytes, sign: bytes, shared: bytes, supplied: bool, now: float) -> None:
+    def __init__(
+        self, address: Address, enc: bytes, sign: bytes, shared: bytes, supplied: bool, now: float
+    ) -> None:
+        self.address = address
         self.enc = enc
         self.sign = sign
         self.shared = shared
@@ -279,26 +283,31 @@ class VaultAsymmetricEncryption:
             if any(keys.sign != sign and keys.proven for keys in holders):
                 raise PacketError("key_of_another")
             self.remove_peer_keys(addr)
-            self._peers[addr] = PeerKeys(enc, sign, shared, supplied, now)
+            self._peers[addr] = PeerKeys(addr, enc, sign, shared, supplied, now)
             self._addresses_of.setdefault(enc, set()).add(addr)
 
     def remove_peer_keys(self, addr: Address) -> None:
         """Forget the keys of an address; nothing happens if there are none."""
         with self.lock:
-            keys = self._peers.pop(addr, None)
+            keys = self.peer_keys(addr)
             if keys is not None:
+                del self._peers[keys.address]
                 addresses = self._addresses_of[keys.enc]
-                addresses.discard(addr)
+                addresses.discard(keys.address)
                 if not addresses:
                     del self._addresses_of[keys.enc]
 
     def peer_keys_exist(self, addr: Address) -> bool:
         """Whether there are base keys for this address."""
-        return addr in self._peers
+        return self.peer_keys(addr) is not None
 
     def peer_keys(self, addr: Address) -> PeerKeys | None:
-        """The base keys held for an address."""
-        return self._peers.get(addr)
+        """The base keys held for an address, whatever form of it is given; None if there are none."""
+        keys = self._peers.get(addr)
+        if keys is None:
+            with contextlib.suppress(ValueError):  # what is no address has no keys
+                keys = self._peers.get(check_address(addr))
+        return keys
 
     def cleanup_expired_keys(self) -> int:
         """Forget learned keys not heard of for a lifetime, and nonces too old to matter.
@@ -359,7 +368,7 @@ class VaultAsymmetricEncryption:
         if not isinstance(data, bytes):
             raise TypeError(f"data must be bytes, not {type(data).__name__}")
         with self.lock:
-            keys = self._peers.get(addr)
+            keys = self.peer_keys(addr)
             if keys is None or not self._enc_private:
                 raise _no_key(addr)
             nonce = self._nonce_prefix + crypto.random_bytes(8)
@@ -369,7 +378,7 @@ class VaultAsymmetricEncryption:
     def reopen(self, datagram: bytes, addr: Address) -> bytes | None:
         """What `encrypt` has sealed for `addr`; None if that was under other keys."""
         with self.lock:
-            keys = self._peers.get(addr)
+            keys = self.peer_keys(addr)
             try:
                 return crypto.open_sealed(keys.shared, datagram)[_HEADER_SIZE:] if keys is not None else None
             except crypto.DecryptionError:
@@ -404,7 +413,7 @@ class VaultAsymmetricEncryption:
                 ``too_many_base_peers``.
         """
         with self.lock:
-            keys = self._peers.get(addr)
+            keys = self.peer_keys(addr)
             if keys is None:
                 raise PacketError("no_key")
             try:

@@ -227,6 +227,32 @@ def test_supplied_keys_are_told_once_never_expire_and_can_be_removed() -> None:
         alice.encrypt(b"", BOB)
 
 
+@pytest.mark.parametrize(
+    ("written", "again"),
+    [
+        ("192.0.2.2", "::ffff:192.0.2.2"),
+        ("::FFFF:192.0.2.2", "192.0.2.2"),
+        ("2001:DB8::0:2", "2001:DB8::0:2"),
+        ("Bob.Example", "bob.example."),
+    ],
+)
+def test_an_address_may_be_written_in_any_form(written: str, again: str) -> None:
+    alice, bob, _ = introduced()
+    alice.update_peer_keys((written, 9), bob.enc_public_key, bob.sign_public_key)
+    assert alice.peer_keys_exist((again, 9))
+    assert bob.decrypt(alice.encrypt(b"secret", (again, 9)), ALICE) == b"secret"
+    assert alice.decrypt(bob.encrypt(b"answer", ALICE), (again, 9)) == b"answer"
+    alice.remove_peer_keys((again, 9))
+    assert not alice.peer_keys_exist((written, 9))
+
+
+def test_what_is_no_address_has_no_keys() -> None:
+    alice, _, _ = introduced()
+    for junk in ("192.0.2.2", ("192.0.2.2", 0), ("", 9), None, ("192.0.2.2", 9, 0, 0)):
+        with pytest.raises(KeyNotFoundError):
+            alice.encrypt(b"", junk)  # type: ignore[arg-type]
+
+
 def test_learned_keys_expire_a_lifetime_after_they_were_last_used() -> None:
     raw, clock = RawPeer(), Clock()
     encryption = VaultAsymmetricEncryption(10, monotonic=clock, wall=clock)

@@ -189,7 +189,7 @@ def test_no_repr_shows_a_secret(secrets: Secrets) -> None:
     holders = [item for item in reachable(alice.node, bob.node) if isinstance(item, HOLDERS_OF_KEYS)]
     shown = {type(item) for item in holders}
     assert {VaultAsymmetricEncryption, LocalKeys, SessionKey, Pair, Session, Peer} <= shown
-    keys = PeerKeys(b"e" * 32, b"s" * 32, secrets.add(b"shared" * 5), True, 0.0)
+    keys = PeerKeys(("192.0.2.1", 1), b"e" * 32, b"s" * 32, secrets.add(b"shared" * 5), True, 0.0)
     hello = read_hello_untrusted(base64.b64decode(alice.node.local.hello_members(B, alice.now)["hello"]))
     assert isinstance(hello, Hello)
     for item in [*holders, keys, hello]:
