@@ -140,6 +140,7 @@ class Carrier:
         self._receiver_looks_at = NEVER
         """A deadline that the send thread does not know of, as the receive thread has time for it."""
         self._stopped = False
+        self._why_stopped = "the socket was stopped; make a new UDPSocketClass"
         self._for_callbacks: deque[Event] = deque()
         self._delivery = Delivery(node, self._lock, self._slot_connected)
         self._receiver = threading.Thread(target=self._receive_loop, name="vault-udp-receive", daemon=True)
@@ -456,12 +457,13 @@ class Carrier:
 
     def _check_running(self) -> None:
         if self._stopped:
-            raise StoppedError("the socket was stopped; make a new UDPSocketClass")
+            raise StoppedError(self._why_stopped)
 
     def _abandon(self) -> None:
         # In a forked child: two processes must never seal under the same counters. The lock may be held by
         # a thread that does not exist here, so it is replaced.
         self._stopped = True
+        self._why_stopped = "a socket does not survive a fork; make a new UDPSocketClass in the child process"
         self._lock = self._encryption.lock = threading.RLock()
         self._work = self._room = self._ready = threading.Condition(self._lock)
         self._by_name = {}
