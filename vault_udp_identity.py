@@ -154,11 +154,16 @@ class KnownPeers:
     The file is read again before each change, and by `reload`, so programs may share it.
 
     Raises:
-        KnownPeersFileError: a line is not ``ip port key``, or the system refuses.
+        KnownPeersFileError: a line is not ``ip port key``, its folder does not exist, or the system refuses.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = os.fspath(path)
+        folder = os.path.dirname(os.path.realpath(self.path))
+        if not os.path.isdir(folder):
+            raise KnownPeersFileError(
+                f"known-peers file {self.path!r} is to be in {folder!r}, which is no folder; make that first"
+            )
         self._keys = self._read()
 
     def key_of(self, address: Address) -> bytes | None:

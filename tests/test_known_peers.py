@@ -386,6 +386,13 @@ def test_a_file_that_is_no_text_and_a_folder_are_refused(tmp_path: Path) -> None
             UDPSocketClass(0, known_peers_file=path)
 
 
+@pytest.mark.parametrize("folder", ["absent", "file"])
+def test_a_folder_that_is_none_is_told_at_once(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(KnownPeersFileError, match=rf"{folder}.* is no folder; make that first"):
+        UDPSocketClass(0, known_peers_file=tmp_path / folder / "known")
+
+
 def test_another_key_for_a_known_address_is_refused(known: Path) -> None:
     known.write_text(LINE)
     with UDPSocketClass(0, known_peers_file=known) as sock:
