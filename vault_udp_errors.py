@@ -35,11 +35,11 @@ class InvalidPortError(UDPSocketError, ValueError):
 
 
 class InvalidArgumentError(UDPSocketError, ValueError):
-    """An address, a key, a path or a number is not one that can be used; the text says which, and why."""
+    """An address, a key, a path, a text or a number cannot be used; the message says which, and why."""
 
 
 class BindError(UDPSocketError, OSError):
-    """The port cannot be listened on: in use, or not permitted."""
+    """The port cannot be listened on: in use, or not permitted, or `bind_address` is none of this machine."""
 
 
 class IdentityFileError(UDPSocketError):
@@ -47,11 +47,11 @@ class IdentityFileError(UDPSocketError):
 
 
 class KnownPeersFileError(UDPSocketError):
-    """The known-peers file has a line that is not `ip port key`, or cannot be read or written."""
+    """The known-peers file has a line that is not `ip port key`, no folder, or cannot be read or written."""
 
 
 class StoppedError(UDPSocketError):
-    """The socket was stopped; make a new one."""
+    """The socket was stopped, or is that of the process that forked this one; make a new one."""
 
 
 class RateLimitExceededError(UDPSocketError):

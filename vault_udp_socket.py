@@ -173,7 +173,7 @@ class UDPSocketClass(Carrier):
 
     Raises:
         InvalidPortError, InvalidArgumentError: an argument is not one.
-        BindError: the port is in use or not permitted.
+        BindError: the port is in use or not permitted, or bind_address is no address of this machine.
         IdentityFileError, KnownPeersFileError: the file is not as it must be; see the message.
     """
 
@@ -351,6 +351,11 @@ class UDPSocketClass(Carrier):
         """Our identity, the public signing key, Base64: what others give to `add_peer` as `key`."""
         return self._encryption.sign_public_key
 
+    @property
+    def encryption(self) -> VaultAsymmetricEncryption:
+        """The keys: `set_private_keys` and `update_peer_keys` are for those that the application keeps."""
+        return self._encryption
+
     def get_peer_info(self, addr: Address) -> dict[str, Any] | None:
         """What is known of a peer, added or not; None if nothing is.
 
@@ -515,7 +520,12 @@ class UDPSocketClass(Carrier):
 
     @property
     def lifetime(self) -> float:
-        """Seconds after which session keys are replaced and unheard base keys expire; at least 5."""
+        """Seconds after which session keys are replaced and unheard base keys expire; at least 5.
+
+        Raises:
+            InvalidArgumentError: set to anything but a number of seconds of at least 5 and below 1e9.
+            StoppedError: set after `stop`.
+        """
         return self._encryption.lifetime
 
     @lifetime.setter
@@ -527,12 +537,7 @@ class UDPSocketClass(Carrier):
             self._wake_sender_locked()
 
     def update_lifetime(self, lifetime: float) -> None:
-        """Set `lifetime`.
-
-        Raises:
-            InvalidArgumentError: not a number of seconds of at least 5.
-            StoppedError: after `stop`.
-        """
+        """Set `lifetime`, which raises the same."""
         self.lifetime = lifetime
 
     def get_stats(self) -> dict[str, Any]:

@@ -287,7 +287,7 @@ def test_a_supplied_key_is_not_a_proven_one() -> None:
 def test_private_keys_of_the_application_become_the_identity() -> None:
     _, enc_private, sign_public, sign_private = crypto.generate_keys_asym()
     with UDPSocketClass(0) as a, UDPSocketClass(0) as b:
-        a._encryption.set_private_keys(enc_private, sign_private)
+        a.encryption.set_private_keys(enc_private, sign_private)
         assert a.own_public_key == sign_public
         inbox = Inbox(b)
         a.add_peer(address_of(b))
@@ -303,8 +303,8 @@ def test_keys_handed_out_by_the_application_are_enough() -> None:
         inboxes = Inbox(a), Inbox(b)
         for _ in range(3):
             for (sock, other), (own, peer) in zip(((a, b), (b, a)), (keys, keys[::-1])):
-                sock._encryption.set_private_keys(own[1], own[3])
-                sock._encryption.update_peer_keys(address_of(other), peer[0], peer[2])
+                sock.encryption.set_private_keys(own[1], own[3])
+                sock.encryption.update_peer_keys(address_of(other), peer[0], peer[2])
         a.add_peer(address_of(b))
         b.add_peer(address_of(a))
         a.send_data("from a", address_of(b))

@@ -113,7 +113,7 @@ def test_keys_for_what_is_no_address_are_refused(addr: Any) -> None:
     enc_public, _, sign_public, _ = generate_keys_asym()
     with UDPSocketClass(0) as sock:
         with pytest.raises((InvalidArgumentError, InvalidPortError)):
-            sock._encryption.update_peer_keys(addr, enc_public, sign_public)
+            sock.encryption.update_peer_keys(addr, enc_public, sign_public)
         assert sock._sender.is_alive()
         assert sock.get_stats()["encryption_stats"]["active_peer_keys"] == 0
 
