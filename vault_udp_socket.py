@@ -543,39 +543,21 @@ class UDPSocketClass(Carrier):
     def get_stats(self) -> dict[str, Any]:
         """Statistics for display: counts, modes, and keys cut short."""
         with self._lock:
-            node, datagrams = self._node, self._datagrams
-            peers = node.table.added_names()
-            by_ip: dict[str, list[Address]] = {}
-            for address in peers:
-                by_ip.setdefault(address[0], []).append(address)
-            counters = dict.fromkeys(("sent", "received"), 0)
-            counters.update(node.counters)
+            datagrams = self._datagrams
+            stats = self._node.stats()
+            counters = stats["counters"]
             counters.update({f"socket_{name}": count for name, count in datagrams.errors.items()})
             counters["kernel_drops"] = datagrams.kernel_drops
-            counters["strangers_evicted"] = node.table.evicted
             counters["callback_errors"] = sum(signal.errors for signal in self._callback_signals)
-            encryption_stats = self._encryption.get_stats()
-            encryption_stats["active_peer_keys"] += sum(
-                peer.session.send is not None for peer in node.table.all()
-            )
             return {
-                "protocol_version": PROTOCOL_VERSION,
+                **stats,
                 "recv_port": datagrams.port,
                 "mtu": self.mtu,
-                "peer_count": len(peers),
-                "unique_ips": len(by_ip),
-                "peers": peers,
-                "peers_by_ip": by_ip,
-                "peer_modes": {name: node.mode(peer) for name, peer in node.table.by_name.items()},
-                "strangers": node.table.strangers,
-                "lifetime": self._encryption.lifetime,
-                "encryption_stats": encryption_stats,
                 "enc_public_key": self._encryption.enc_public_key[:16] + "…",
                 "sign_public_key": self._encryption.sign_public_key[:16] + "…",
                 "fingerprint": fingerprint(self._encryption.sign_public_key),
                 "receive_buffer": datagrams.receive_buffer,
                 "send_buffer": datagrams.send_buffer,
-                "counters": counters,
             }
 
     # ------------------------------------------------------------------------------------------ the end

@@ -175,6 +175,31 @@ class NodeState:
             "counters": dict(peer.counters or ()),
         }
 
+    def stats(self) -> dict[str, Any]:
+        """What users see of all peers together, as `UDPSocketClass.get_stats` tells it."""
+        peers = self.table.added_names()
+        by_ip: dict[str, list[Address]] = {}
+        for address in peers:
+            by_ip.setdefault(address[0], []).append(address)
+        counters = {"sent": 0, "received": 0, **self.counters}
+        counters["strangers_evicted"] = self.table.evicted
+        encryption_stats = self.encryption.get_stats()
+        encryption_stats["active_peer_keys"] += sum(
+            peer.session.send is not None for peer in self.table.all()
+        )
+        return {
+            "protocol_version": packet.PROTOCOL_VERSION,
+            "peer_count": len(peers),
+            "unique_ips": len(by_ip),
+            "peers": peers,
+            "peers_by_ip": by_ip,
+            "peer_modes": {name: self.mode(peer) for name, peer in self.table.by_name.items()},
+            "strangers": self.table.strangers,
+            "lifetime": self.encryption.lifetime,
+            "encryption_stats": encryption_stats,
+            "counters": counters,
+        }
+
     def body_size_of(self, peer: Peer) -> int:
         """Bytes that a body towards this peer may have now."""
         link = None if peer.session.up else self.link_of(peer)
