@@ -34,7 +34,7 @@ def normalize(address: Any) -> Address:
 
 
 def resolve_literal(ip: str) -> str | None:
-    """The canonical text of an IPv4 or IPv6 address, or None if ``ip`` is neither.  Asks no name server.
+    """The canonical text of an IPv4 or IPv6 address, or None if `ip` is neither. Asks no name server.
 
     The scope of a link-local address is kept, as the name of the interface if there is such a one; other
     addresses need none, and the system shows them without.
@@ -72,10 +72,10 @@ def is_no_host(ip: str) -> bool:
 
 
 def canonical_host(text: str) -> str | None:
-    """The canonical text of a host's name, None if it is not one (RFC 1123, 2.1).  Asks no name server.
+    """The canonical text of a host's name, None if it is not one (RFC 1123, 2.1). Asks no name server.
 
-    Lower case, without a dot at the end; what is not ASCII as IDNA (RFC 3490) shows it.  Underscores occur in
-    names that people have.  What ends in a number would be taken for an IPv4 address by some.
+    Lower case, without a dot at the end; what is not ASCII as IDNA (RFC 3490) shows it. Underscores occur in
+    names that people have. What ends in a number would be taken for an IPv4 address by some.
     """
     if len(text) > 254:  # 253 and a dot; the codec takes its time with long ones
         return None

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The UDP socket: binding, batches of datagrams in, waking up, and the end.  No protocol.
+"""The UDP socket: binding, batches of datagrams in, waking up, and the end. No protocol.
 
-A :class:`DatagramSocket` speaks IPv6 and IPv4 through one dual-stack socket where the system has IPv6, and
-IPv4 alone where it has not.  Addresses are ``(ip, port)`` in one canonical form, see :func:`normalize`.
+A `DatagramSocket` speaks IPv6 and IPv4 through one dual-stack socket where the system has IPv6, and
+IPv4 alone where it has not. Addresses are ``(ip, port)`` in one canonical form, see `normalize`.
 
-Why it is fast: a system call costs several times what a datagram costs in it.  On Linux, datagrams of one
-length from one address come in together (``UDP_GRO``, see udp(7) of the Linux manual pages), as they go out
-(:class:`Transmitter`).  Why that is safe: the kernel tells their length, and divides nowhere else.
+Why it is fast: a system call costs several times what a datagram costs in it. On Linux, datagrams of one
+length from one address come in together (`UDP_GRO`, see udp(7) of the Linux manual pages), as they go out
+(`Transmitter`). Why that is safe: the kernel tells their length, and divides nowhere else.
 """
 
 from __future__ import annotations
@@ -77,23 +77,29 @@ _LONGEST_WAIT = 86400.0  # seconds: as long as `poll` and `select` surely take
 
 
 class SocketClosed(Exception):
-    """``receive`` was called on a socket that is closed, or it was closed while that call waited."""
+    """`receive` was called on a socket that is closed, or it was closed while that call waited."""
 
 
 class DatagramSocket(Transmitter):
-    """A bound UDP socket.  One thread may receive; any thread may send, wake and close.
+    """A bound `Transmitter` that receives, too: in one thread; any thread may send, wake and close.
 
-    ``port`` is the port to bind; 0 lets the system choose.  ``bind_address``, an IP literal, restricts the
-    socket to one interface; the default is all of them.  ``socket_factory`` stands in for ``socket.socket``.
-    Without ``fragments`` the system is asked to refuse what is too long for the path, instead of dividing it.
+    Args:
+        port: the port to bind; 0 lets the system choose.
+        bind_address: an IP literal, which restricts the socket to one interface; all of them if omitted.
+        socket_factory: stands in for `socket.socket`.
+        fragments: whether the system may divide what is too long for the path; if not, it is asked to refuse.
 
-    Raises ``OSError`` if the port cannot be bound: not permitted, or in use, be it for IPv4 only.
-    Raises ``ValueError`` if ``bind_address`` is not an IP literal.
+    Attributes:
+        port: the one that is bound.
+        receive_buffer: bytes granted by the system.
+        gro: whether datagrams come in segmented.
+        kernel_drops: datagrams lost because that buffer was full, where the system tells.
+        awaits_answer: set by whoever sends what may be answered at once: while answers come fast, `receive`
+            does not go to sleep immediately.
 
-    Attributes: those of :class:`Transmitter`; ``port``; ``receive_buffer``, the bytes granted by the system;
-    ``gro``, whether datagrams come in segmented; ``kernel_drops``, the datagrams lost because that buffer was
-    full, where the system tells; ``awaits_answer``, set by whoever sends what may be answered at once: while
-    answers come fast, ``receive`` does not go to sleep immediately.
+    Raises:
+        OSError: the port cannot be bound: not permitted, or in use, be it for IPv4 only.
+        ValueError: `bind_address` is not an IP literal.
     """
 
     def __init__(
@@ -183,12 +189,13 @@ class DatagramSocket(Transmitter):
             self._wait_readable = _readable_waiter(self._socket, *others, self._wake_receiver)
 
     def receive(self, until: float = inf) -> list[Batch]:
-        """Wait for datagrams and return them, a few batches at most; an empty list after ``wake``.
+        """Wait for datagrams and return them, a few batches at most; an empty list after `wake`.
 
-        So does it at ``until``, seconds of the monotonic clock. While datagrams keep coming, a wake or the
+        So does it at `until`, seconds of the monotonic clock. While datagrams keep coming, a wake or the
         end of the time may be noticed only when they cease.
 
-        Raises :class:`SocketClosed`, also while another thread receives, and nothing that the network causes.
+        Raises:
+            SocketClosed: it is, or another thread receives; nothing that the network causes is raised.
         """
         if not self._in_use.acquire(blocking=False):
             raise SocketClosed
@@ -259,7 +266,7 @@ class DatagramSocket(Transmitter):
         return [batch for previous in self._previous for batch in previous._fetch(MAX_BATCHES_PER_RECEIVE)]
 
     def _fetch(self, limit: int) -> list[Batch]:
-        """The batches that are there now, at most ``limit``; errors are counted."""
+        """The batches that are there now, at most `limit`; errors are counted."""
         batches: list[Batch] = []
         receive_one, room = self._receive_one, MAX_DATAGRAMS_PER_RECEIVE
         self._is_drained = False
@@ -303,7 +310,7 @@ class DatagramSocket(Transmitter):
         return [bytes(self._memory[:length])], normalize(sender)
 
     def wake(self) -> None:
-        """Make ``receive`` return, now or when it next waits.  Nothing happens on a closed socket."""
+        """Make `receive` return, now or when it next waits. Nothing happens on a closed socket."""
         with self._lock:
             if not self._closed:
                 self._wake_locked()
@@ -319,7 +326,7 @@ class DatagramSocket(Transmitter):
                 pass
 
     def close(self) -> None:
-        """Free the port; a ``receive`` that waits raises :class:`SocketClosed` at once.  May be repeated.
+        """Free the port; a `receive` that waits raises `SocketClosed` at once. May be repeated.
 
         If another thread is receiving, it is that thread which frees the port on its way out: closing a
         descriptor that is in use might let it act on whatever file gets the same number next.

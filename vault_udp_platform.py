@@ -51,7 +51,9 @@ _NO_IPV6 = ("EAFNOSUPPORT", "EPROTONOSUPPORT", "EADDRNOTAVAIL", "ENOPROTOOPT", "
 def bind(port: int, bind_address: str | None, socket_factory: SocketFactory) -> socket.socket:
     """A UDP socket bound to the port: for IPv6 and IPv4 where there is IPv6, else for IPv4 alone.
 
-    Raises ``OSError`` if the port cannot be bound, ``ValueError`` if ``bind_address`` is not an IP literal.
+    Raises:
+        OSError: the port cannot be bound.
+        ValueError: `bind_address` is not an IP literal.
     """
     if bind_address is None:
         try:
@@ -142,9 +144,9 @@ def forbid_fragments(sock: socket.socket) -> None:
 
 
 def path_mtu(address: Address, socket_factory: SocketFactory = socket.socket) -> int | None:
-    """Bytes of an IP packet that the path to ``address`` carries, as far as the system knows.
+    """Bytes of an IP packet that the path to `address` carries, as far as the system knows.
 
-    None where it does not tell.  It knows more after it has refused a datagram for its size.
+    None where it does not tell. It knows more after it has refused a datagram for its size.
     """
     if sys.platform != "linux":
         return None
@@ -163,7 +165,7 @@ def path_mtu(address: Address, socket_factory: SocketFactory = socket.socket) ->
 
 
 def name_of(error: OSError) -> str:
-    """The POSIX name of an error: ``ECONNRESET`` for Windows' 10054 (``WSAECONNRESET``) too."""
+    """The POSIX name of an error: `ECONNRESET` for Windows' 10054 (`WSAECONNRESET`) too."""
     name = errno.errorcode.get(error.errno or 0, f"E{error.errno}")
     return name[3:] if name.startswith("WSA") else name
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Signals for callbacks: PySignal's interface, with slots that cannot harm each other.
 
-PySignal 1.1.1 calls ``partial`` slots without the arguments, cannot connect callable objects, iterates over
+PySignal 1.1.1 calls `partial` slots without the arguments, cannot connect callable objects, iterates over
 a list that slots may change, lets one raising slot stop the others, and forgets local functions because it
-holds plain functions weakly.  :class:`SafeSignal` is used in the same way and has none of that.
+holds plain functions weakly. `SafeSignal` is used in the same way and has none of that.
 
-The slots are an immutable tuple that is replaced, under a lock, by whoever connects or disconnects; ``emit``
-reads it once.  So an emit needs no lock, and a callback may connect, disconnect and emit as it likes.
+The slots are an immutable tuple that is replaced, under a lock, by whoever connects or disconnects; `emit`
+reads it once. So an emit needs no lock, and a callback may connect, disconnect and emit as it likes.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
     (``list.append``) are held strongly, until they are disconnected.
 
     A slot that raises is logged with its traceback when it begins to fail, and again only after it has
-    succeeded in between; the other slots are called all the same.  ``errors`` counts what was raised.
+    succeeded in between; the other slots are called all the same. `errors` counts what was raised.
 
-    ``on_connect()`` is called after each ``connect``; it may be taken away by setting it to None.
+    ``on_connect()`` is called after each `connect`; it may be taken away by setting it to None.
     """
 
     def __init__(self, on_connect: Callable[[], None] | None = None) -> None:
@@ -56,15 +56,15 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
 
     @property
     def connected(self) -> bool:
-        """Whether there is a slot that an emit would call now, ``block`` aside."""
+        """Whether there is a slot that an emit would call now, `block` aside."""
         slots = self._slots
         return bool(slots) and any(reference is None or reference() is not None for reference, _ in slots)
 
     def emit(self, *args: Any, **kwargs: Any) -> None:
         """Call every slot with the arguments; what a slot raises does not get out of here.
 
-        That is all but ``KeyboardInterrupt``, which is for the program: whatever else got out would end the
-        thread and nothing else, and nobody would notice; ``asyncio.CancelledError`` is no ``Exception``.
+        That is all but `KeyboardInterrupt`, which is for the program: whatever else got out would end the
+        thread and nothing else, and nobody would notice; ``asyncio.CancelledError`` is no `Exception`.
 
         A slot that is disconnected while an emit is under way may still be called by that emit, never later.
         """
@@ -116,9 +116,10 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
                 self._handle_error(slots[0], error)
 
     def connect(self, slot: Slot) -> None:
-        """Call ``slot`` at each emit from now on; connecting it again changes nothing.
+        """Call `slot` at each emit from now on; connecting it again changes nothing.
 
-        Raises ``ValueError`` if it is not callable, or is a coroutine function, which nobody would await.
+        Raises:
+            ValueError: it is not callable, or is a coroutine function, which nobody would await.
         """
         if not callable(slot):
             raise ValueError(f"Connection to non-callable '{slot.__class__.__name__}' object failed")
@@ -139,7 +140,7 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
             self.on_connect()
 
     def disconnect(self, slot: Slot) -> None:
-        """Stop calling ``slot``; nothing happens if it is not connected."""
+        """Stop calling `slot`; nothing happens if it is not connected."""
         self._replace_slots(without=_connection_of(slot))
 
     def block(self, isBlocked: bool) -> None:  # noqa: N803  # PySignal's name

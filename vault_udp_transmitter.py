@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sending half of a UDP socket: batches of datagrams out, and what the system says about them.
 
-Why it is fast: a system call costs several times what a datagram costs in it.  On Linux, datagrams of one
-length to one address go out in one call (UDP generic segmentation, ``UDP_SEGMENT``; see udp(7) of the Linux
-manual pages).  Why that is safe: the kernel cuts at the length that is given with the call, so what travels
+Why it is fast: a system call costs several times what a datagram costs in it. On Linux, datagrams of one
+length to one address go out in one call (UDP generic segmentation, `UDP_SEGMENT`; see udp(7) of the Linux
+manual pages). Why that is safe: the kernel cuts at the length that is given with the call, so what travels
 is the same as without it; it takes such a batch as a whole or refuses it, and a refused batch is sent again
 one by one.
 """
@@ -63,14 +63,17 @@ _MAX_CACHED_DESTINATIONS = 32_768
 class Transmitter:
     """Sends through a bound UDP socket that does not block; any thread may.
 
-    ``socket_factory`` stands in for ``socket.socket``.
+    Args:
+        socket_factory: stands in for `socket.socket`.
 
-    Attributes: ``family``; ``send_buffer``, the bytes granted by the system (Linux shows twice what was
-    asked, for its own overhead); ``gso``, whether datagrams go out segmented; ``errors``, how many datagrams
-    or receives the system refused, by the name of its error;
-    ``on_too_long``, called in the thread that sends, with an address and a datagram that is too long for the
-    path to it: if it returns True, somebody else sees to that datagram, and it is not counted;
-    ``on_refused``, called there with an address, the name of an error, and how many datagrams to it have it.
+    Attributes:
+        family: of the socket.
+        send_buffer: bytes granted by the system (Linux shows twice what was asked, for its own overhead).
+        gso: whether datagrams go out segmented.
+        errors: how many datagrams or receives the system refused, by the name of its error.
+        on_too_long: called in the thread that sends, with an address and a datagram that is too long for the
+            path to it: if it returns True, somebody else sees to that datagram, and it is not counted.
+        on_refused: called there with an address, the name of an error, and how many datagrams to it have it.
     """
 
     def __init__(self, sock: socket.socket, socket_factory: Callable[[int, int], socket.socket]) -> None:
@@ -91,10 +94,11 @@ class Transmitter:
     def send(self, datagrams: Sequence[bytes], address: Address) -> int:
         """Send datagrams to one address, in order; return how many the system took.
 
-        Waits while the system has no room, for about 1 s at most.  What is refused is counted in ``errors``
+        Waits while the system has no room, for about 1 s at most. What is refused is counted in `errors`
         under the name of the error; nothing that the network causes is raised.
 
-        Raises ``ValueError`` if the address is not an IP literal and a port from 1 to 65535.
+        Raises:
+            ValueError: the address is not an IP literal and a port from 1 to 65535.
         """
         try:
             destination = self._destinations.get(address) or self._destination(address)
@@ -122,7 +126,7 @@ class Transmitter:
         return sent
 
     def path_mtu(self, address: Address) -> int | None:
-        """Bytes of an IP packet that the path to ``address`` carries; None if the system does not tell."""
+        """Bytes of an IP packet that the path to `address` carries; None if the system does not tell."""
         return path_mtu(address, self._socket_factory)
 
     def _send_segmented(
@@ -184,9 +188,9 @@ class Transmitter:
     def _attempt(
         self, send: Callable[[], int], waits: Iterator[float], error: OSError | None = None
     ) -> str | None:
-        """Call ``send``, again where that helps; return the name of the error that remained, or None.
+        """Call `send`, again where that helps; return the name of the error that remained, or None.
 
-        ``error`` is what a first attempt has raised already.
+        `error` is what a first attempt has raised already.
         """
         was_stale = False
         while True:
@@ -235,7 +239,12 @@ class Transmitter:
             )
 
     def _destination(self, address: Address) -> SocketAddress:
-        """The address as this socket takes it.  Raises ``OSError`` if it cannot be reached from here."""
+        """The address as this socket takes it.
+
+        Raises:
+            OSError: it cannot be reached from here.
+            ValueError: as `send`.
+        """
         host, port = address
         ip = resolve_literal(host)
         if ip is None:
@@ -261,7 +270,7 @@ class Transmitter:
 
 
 def _end_of_run(lengths: Sequence[int], start: int) -> int:
-    """The end of the longest run of datagrams from ``start`` that one segmented call can carry."""
+    """The end of the longest run of datagrams from `start` that one segmented call can carry."""
     size = lengths[start]
     limit = start + min(MAX_SEGMENTS, max(1, MAX_SEGMENTED_BYTES // max(1, size)))
     run = lengths[start:limit]
