@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Iterator
+from typing import Iterator, Sequence
 
 import nacl.public
 import nacl.signing
@@ -29,7 +29,7 @@ from base_net import (
     with_application_keys,
 )
 from base_peer import BasePeer, announcement_members, make_announcement_body, make_data_body, to_b64
-from fakenet import EPOCH, SEALED_SIZE, FakeNet, both_ready
+from fakenet import EPOCH, SEALED_SIZE, FakeNet, Host, both_ready
 
 import vault_udp_control as control_format
 from vault_udp_control import SHORT_ANNOUNCEMENT_SIZE
@@ -351,23 +351,62 @@ def test_thirty_peers_behind_one_address_start_at_once(new_net: Nets) -> None:
     assert len(us.node.base.links) == 30, dict(us.node.counters)
 
 
+class OneAddress:
+    """Base peers that listen on ports of one address, and send from one port of it."""
+
+    def __init__(self, us: Host, ports: Sequence[int]) -> None:
+        self.us = us
+        self.source = (THEIRS[0], 40000)
+        self.ends = [BasePeer(2, port, EPOCH) for port in ports]
+        for end in self.ends:
+            us.arrive((THEIRS[0], 50000 + end.port), end.announcement())
+            end.set_peer_keys(OURS, us.encryption.enc_public_key, us.encryption.sign_public_key, EPOCH)
+
+    def heard(self, index: int, text: str) -> bool:
+        """Whether the peer with that index is heard when it sends."""
+        end = self.ends[index]
+        end.send_data(text, OURS, EPOCH + self.us.net.now)
+        self.us.arrive(self.source, end.outgoing.pop()[1])
+        return self.us.received[-1:] == [((THEIRS[0], end.port), text.encode())]
+
+
 def test_a_source_port_that_another_peer_takes_over_is_that_peer_s(new_net: Nets) -> None:
-    net = new_net()
-    us = net.node(OURS)
-    ends = [BasePeer(2, port, EPOCH) for port in (7001, 7002)]
-    for end in ends:
-        us.arrive((THEIRS[0], 50000 + end.port), end.announcement())
-        end.set_peer_keys(OURS, us.encryption.enc_public_key, us.encryption.sign_public_key, EPOCH)
-
-    def heard(end: BasePeer, text: str) -> bool:
-        end.send_data(text, OURS, EPOCH + net.now)
-        us.arrive((THEIRS[0], 40000), end.outgoing.pop()[1])
-        return us.received[-1:] == [((THEIRS[0], end.port), text.encode())]
-
-    assert heard(ends[0], "the first")
-    assert heard(ends[1], "the second, from the same port")
+    us = new_net().node(OURS)
+    behind = OneAddress(us, (7001, 7002))
+    assert behind.heard(0, "the first")
+    assert behind.heard(1, "the second, from the same port")
     us.remove_peer((THEIRS[0], 7001))
-    assert heard(ends[1], "the second again")
+    assert behind.heard(1, "the second again")
+
+
+def test_peers_behind_one_address_stay_when_one_of_them_is_removed(new_net: Nets) -> None:
+    us = new_net().node(OURS)
+    behind = OneAddress(us, (7001, 7002, 7003))
+    us.remove_peer((THEIRS[0], 7001))
+    assert behind.heard(1, "whose port is not learned yet")
+    assert behind.heard(2, "another one")
+
+
+def test_what_comes_from_a_port_that_many_have_sent_from_is_tried_with_four_keys(
+    new_net: Nets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    us = new_net().node(OURS)
+    behind = OneAddress(us, range(7001, 7007))
+    for index in range(6):
+        assert behind.heard(index, f"of {index}")
+    monkeypatch.setattr(us.node.base._trials, "allow", lambda *_: False)
+    tried: list[Address] = []
+    actual = us.encryption.open
+
+    def count(datagram: bytes, addr: Address) -> bytes:
+        tried.append(addr)
+        return actual(datagram, addr)
+
+    monkeypatch.setattr(us.encryption, "open", count)
+    us.arrive(behind.source, b"\xff" * SEALED_SIZE)
+    assert tried == [(THEIRS[0], port) for port in (7006, 7005, 7004, 7003)]
+    monkeypatch.undo()
+    assert behind.heard(0, "who is none of these four is looked for")
 
 
 # ------------------------------------------------------------------------ announcements that nobody asked for
