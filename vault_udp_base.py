@@ -305,10 +305,9 @@ class BaseMode:
         size, body_bytes = len(datagram) - SEALED_OVERHEAD, self.encryption.reopen(datagram, link.address)
         if body_bytes is None:
             return None
-        if size <= link.body_size:
-            path = Path(link.address[0], link.body_size)
-            path.refused(size, carried, now)
-            link.body_size = path.size
+        path = Path(link.address[0], link.body_size)
+        path.refused(size, carried, now)
+        link.body_size = path.size
         if size <= link.body_size:
             return None
         body = packet.read_body(body_bytes)
