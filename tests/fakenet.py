@@ -210,7 +210,7 @@ class Host:
         wall_offset: seconds by which the wall clock is wrong. `jump_wall` changes it while running.
         clock_rate: seconds that the monotonic clock counts in one true second. Its origin is random.
         alias: an address of the other family; what goes to such addresses is sent from there.
-        legacy_peers, body_size, finds_sizes, persistent: as of `Node`.
+        legacy_peers, body_size, finds_sizes, persistent, keepalive: as of `Node`.
 
     Attributes:
         path_mtu: for each address, bytes of an IP packet above which our system refuses to send there.
@@ -240,6 +240,7 @@ class Host:
         finds_sizes: bool = True,
         known: dict[Address, bytes] | None = None,
         persistent: bool = False,
+        keepalive: float | None = None,
     ) -> None:
         self.net = net
         self.address = address
@@ -263,6 +264,7 @@ class Host:
             "body_size": body_size,
             "finds_sizes": finds_sizes,
             "persistent": persistent,
+            "keepalive": keepalive,
         }
         if known is not None:
             self._options.update(known_key=known.get, remember_peers=True)

@@ -54,6 +54,24 @@ def test_peers_whose_clocks_differ_exchange_messages_within_a_second(offset: flo
     assert not bob.node.counters["outside_window"]
 
 
+@pytest.mark.parametrize("jump", [3 * DAY, -3 * DAY])
+def test_a_peer_that_is_restarted_with_another_time_is_understood_at_once(jump: float) -> None:
+    net, alice, bob = session()
+
+    def route(datagram: Datagram) -> Copies:
+        """The answers to pings, which tell the time more exactly than the hello does, are lost."""
+        is_control = datagram.src == B and not packet.looks_clear(datagram.data)
+        return [] if is_control and datagram.data not in bob.data_sent else net.route(datagram)
+
+    net.hook = route
+    bob.kill()
+    bob.jump_wall(jump)
+    bob.restart(A)
+    bob.send(A, b"what time is it?")
+    assert net.run_until(lambda: alice.received == [(B, b"what time is it?")], limit=1)
+    assert not alice.node.counters["outside_window"]
+
+
 JUMPS: dict[str, Callable[[Host], None]] = {
     "wall clock ahead": lambda host: host.jump_wall(3 * DAY),
     "wall clock back": lambda host: host.jump_wall(-3 * DAY),

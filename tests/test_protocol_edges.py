@@ -500,8 +500,7 @@ def test_what_is_too_long_is_not_waited_for_an_answer_to() -> None:
 
 def test_data_that_goes_back_acknowledges_and_puts_the_keepalive_off() -> None:
     net = FakeNet()
-    bob, alice = net.node(B, A), net.node(A, B)
-    bob.node.local.keepalive = 10
+    bob, alice = net.node(B, A, keepalive=10), net.node(A, B)
     assert net.run_until(lambda: both_ready(alice, bob))
     net.run(5)
     alice.send(B, b"question")
@@ -512,6 +511,23 @@ def test_data_that_goes_back_acknowledges_and_puts_the_keepalive_off() -> None:
     assert [sent.time for sent in net.sent[before:] if sent.src == B] == []
     net.run(0.2)
     assert [round(sent.time - answered_at, 6) for sent in net.sent[before:] if sent.src == B] == [10]
+
+
+def test_who_moves_and_loses_the_keys_that_it_has_sent_with_stops_pinging() -> None:
+    net = FakeNet()
+    alice, bob = net.node(A, B, lifetime=5), net.node(B, A, lifetime=5)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    bob.kill()
+    session = alice.peer(B).session
+    assert session.send is not None
+    key = session.send.mine
+    assert net.run_until(lambda: alice.node.local.previous is key)
+    net.run(alice.node.rotate_at - alice.now - 0.25)
+    alice.move(C)
+    assert net.run_until(lambda: session.send is None, limit=0.5)
+    net.run(3)
+    bob.restart(A)
+    assert net.run_until(lambda: bob.is_ready(C), limit=20)
 
 
 def test_a_stranger_that_says_goodbye_is_no_stranger_any_more() -> None:
