@@ -434,22 +434,26 @@ def test_what_another_program_wrote_is_known_after_the_next_change(known: Path) 
     assert one.key_of(B) == base64.b64decode(KEY)
 
 
-def test_the_lock_is_waited_for(known: Path) -> None:
-    order: list[str] = []
-    lock = vault_udp_identity._Lock(f"{known}.lock")
+def test_the_lock_is_waited_for(known: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl: Any = pytest.importorskip("fcntl", reason="locks of POSIX")
+    lock, actual, waits = vault_udp_identity._Lock(str(known)), fcntl.flock, threading.Event()
     assert lock.acquire(blocking=False)
 
-    def remember() -> None:
-        KnownPeers(known).remember(B, KEY)
-        order.append("written")
+    def flock(descriptor: int, operation: int) -> None:
+        if operation == fcntl.LOCK_EX:
+            with pytest.raises(BlockingIOError):  # somebody has it, so to ask for it is to wait
+                actual(descriptor, operation | fcntl.LOCK_NB)
+            waits.set()
+        actual(descriptor, operation)
 
-    thread = threading.Thread(target=remember)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    thread = threading.Thread(target=KnownPeers(known).remember, args=(B, KEY))
     thread.start()
-    order.append("released")
+    assert waits.wait(PATIENCE)
     assert not known.exists()
     lock.release()
     thread.join(PATIENCE)
-    assert order == ["released", "written"]
+    assert known.read_text() == LINE
 
 
 def test_on_windows_the_lock_is_waited_for_too(known: Path, monkeypatch: pytest.MonkeyPatch) -> None:
