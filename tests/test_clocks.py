@@ -72,6 +72,18 @@ def test_a_peer_that_is_restarted_with_another_time_is_understood_at_once(jump: 
     assert not alice.node.counters["outside_window"]
 
 
+def test_of_many_datagrams_that_are_late_the_first_asks_for_the_time() -> None:
+    net, alice, bob = session()
+    late = [alice.peer(B).session.seal_messages([b"late"], alice.now)[0] for _ in range(10)]
+    net.run(MAX_MESSAGE_AGE_SECONDS + 1)
+    before = len(net.sent)
+    for datagram in late:
+        net.inject(A, B, datagram)
+    net.run(0.015)
+    assert bob.node.counters["outside_window"] == 10
+    assert [sent.dst for sent in net.sent[before:] if sent.src == B] == [A]
+
+
 JUMPS: dict[str, Callable[[Host], None]] = {
     "wall clock ahead": lambda host: host.jump_wall(3 * DAY),
     "wall clock back": lambda host: host.jump_wall(-3 * DAY),

@@ -221,6 +221,15 @@ def test_the_one_who_adds_restarts_and_a_server_takes_it_back() -> None:
             assert net.run_until(lambda: (A, b"back") in bob.received, limit=5)  # noqa: B023
 
 
+def test_what_is_sent_after_a_goodbye_is_for_whoever_comes() -> None:
+    net, alice, bob = two_in_session()
+    bob.stop()
+    net.run(1)
+    alice.send(B, b"is anybody there?")
+    bob.restart(A, same_identity=False)
+    assert net.run_until(lambda: bob.received == [(A, b"is anybody there?")], limit=20)
+
+
 def test_a_silent_peer_is_lost_after_three_pings_and_found_again() -> None:
     net, alice, bob = two_in_session()
     bob.kill()
