@@ -660,6 +660,26 @@ def test_a_refused_full_announcement_is_followed_by_a_short_one_at_once() -> Non
     assert [(sent.time, len(sent.data)) for sent in net.sent] == [(0.0, 512)]
 
 
+def test_where_even_short_announcements_are_refused_we_keep_to_the_schedule(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = FakeNet(delay=0.01)
+    alice = net.node(A)
+    alice.path_mtu[B] = 500
+    actual, refused = alice.node.refused, 0
+
+    def count(*arguments: Any) -> bool:
+        nonlocal refused
+        refused += 1
+        assert refused < 50
+        return actual(*arguments)
+
+    monkeypatch.setattr(alice.node, "refused", count)
+    alice.add_peer(B)
+    net.run(20)
+    assert len(alice.lost_here) > 10
+
+
 @pytest.mark.parametrize("version", [2, 1])
 def test_a_refused_announcement_under_the_box_is_made_again_at_once(version: int) -> None:
     net = FakeNet(delay=0.01)
