@@ -419,6 +419,18 @@ def test_a_forked_child_lets_go_of_the_locks_of_signals() -> None:
     sock.stop()
 
 
+def test_what_nobody_hears_is_counted_also_of_a_peer_that_is_forgotten_by_then() -> None:
+    with pair() as (a, b):
+        collector = Collector[Any]()
+        b.udp_recv_data.connect(collector)  # texts only
+        b._delivery.deliver_all([(address_of(a), [b"\xff"]), (("192.0.2.1", 9), [b"\xff", b"text"])])
+        assert collector.items == [("text", ("192.0.2.1", 9))]
+        assert b.get_stats()["counters"]["not_text_and_no_bytes_slot"] == 2
+        info = b.get_peer_info(address_of(a))
+        assert info is not None
+        assert info["counters"]["not_text_and_no_bytes_slot"] == 1
+
+
 def test_messages_that_come_together_are_each_delivered() -> None:
     source = ("192.0.2.1", 9)
     with UDPSocketClass(0) as sock:
