@@ -276,7 +276,8 @@ class Introductions:
         enc, sign = self._state.encryption.verify_announcement(announcement)
         if crypto.bytes_to_b64_str(sign) == self._state.encryption.sign_public_key:
             raise PacketError("own_datagram")
-        if version < self._best_version_of(sign):
+        if version < self._best_version_of(sign) or announcement.answers:
+            # Only who has sessions says that it answers: to an announcement that was not ours, as ours have hellos.
             raise PacketError("downgrade_refused")
         address = (source[0], announcement.port or source[1])
         if self._state.known_key(address) is not None:
@@ -290,17 +291,9 @@ class Introductions:
             self._state.base.unlearn(live)
         else:
             raise PacketError("live_key_kept")
-        if announcement.answers:
-            return
-        base, port, room = (
-            self._state.base,
-            self._state.port,
-            min(size, FULL_ANNOUNCEMENT_SIZE),
-        )
-        answer = base.clear_announcement(version, port, room, answers=True)
-        if answer is None and live is None:
-            # There is room for our keys alone. Only once: it may be answered, for it does not say what it is.
-            answer = base.clear_announcement(version, port, room)
+        # One that leaves no room to say that ours is an answer is of no deployed peer, and gets none.
+        room = min(size, FULL_ANNOUNCEMENT_SIZE)
+        answer = self._state.base.clear_announcement(version, self._state.port, room, answers=True)
         if answer is not None:
             self._state.outgoing.append((address, answer))
 

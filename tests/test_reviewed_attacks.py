@@ -135,9 +135,25 @@ def test_two_nodes_do_not_answer_each_others_answers(version: int) -> None:
     net.inject(B, A, make(members, 1024))
     net.run(60)
     between = [sent for sent in net.sent if {sent.src, sent.dst} == {A, B}]
-    assert len(between) == 1, "Alice's answer, which Bob takes and does not answer"
+    assert len(between) == 1, "Alice's answer, which Bob refuses"
     assert alice.node.base.links.keys() == {B}
-    assert bob.node.base.links.keys() == {A}
+    assert bob.node.base.links.keys() == set()
+    assert bob.node.counters["downgrade_refused"] == 1
+
+
+@pytest.mark.parametrize("size", [370, 1393])
+@pytest.mark.parametrize("adds", [True, False])
+def test_who_is_not_on_the_path_leads_no_session_down(size: int, adds: bool) -> None:
+    """Bob looks for Alice; the moment she starts, somebody forges a base announcement in his name."""
+    for seed in range(8):
+        net = FakeNet(seed, delay=0.03)
+        bob = net.node(B, A)
+        bob.send(A, b"for Alice")
+        net.run(3 + seed / 10)
+        alice = net.node(A, *([B] if adds else []))
+        net.inject(B, A, base_announcement(encryption_on(net), B[1], size))
+        assert net.run_until(lambda: alice.received == [(B, b"for Alice")], limit=5)  # noqa: B023
+        assert bob.mode(A) == "session"
 
 
 # ----------------------------------------------------------------------------------- a key of the past, again
@@ -364,17 +380,14 @@ def test_who_claims_a_source_before_its_owner_does_not_shut_him_out() -> None:
 
 
 @pytest.mark.parametrize("size", [366, 370, 400, 700])
-def test_a_short_announcement_of_a_new_peer_is_answered(size: int) -> None:
+def test_a_short_announcement_is_answered_if_there_is_room_to_say_so(size: int) -> None:
     net = FakeNet(delay=0.01)
     net.node(A)
     outsider, keys = net.outsider(B), encryption_on(net)
-    outsider.send(A, base_announcement(keys, B[1], size))
-    net.run(1)
-    (answer,) = [data for _, data in outsider.received]
-    assert len(answer) == size
-    outsider.send(A, base_announcement(keys, B[1], size))
-    net.run(1)
-    assert len(outsider.received) == (2 if size >= 400 else 1), "without room for the mark, once"
+    for count in (1, 2):
+        outsider.send(A, base_announcement(keys, B[1], size))
+        net.run(1)
+        assert [len(data) for _, data in outsider.received] == [size] * (count if size >= 400 else 0)
 
 
 def test_a_hello_replayed_while_a_newer_one_is_confirmed_does_no_harm() -> None:
