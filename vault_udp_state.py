@@ -358,7 +358,8 @@ class NodeState:
             peer.session.suspect(now)
             self.schedule(peer)
             self.reject(peer, sign, now, echoed=echoed)
-        if peer.session.up:
+        if peer.session.send is not None:
+            # Also one that counts as lost: three pings are few, where they are lost one in three times.
             if peer.probe_at == NEVER:
                 peer.probe_started, peer.probe_pings, peer.probe_at = now, 0, now
             self.schedule(peer)

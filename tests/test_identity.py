@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from fakenet import Datagram, FakeNet, Host, both_ready
+from base_peer import BasePeer
+from fakenet import EPOCH, Datagram, FakeNet, Host, both_ready
 from loopback import Collector, address_of, assert_free, on_posix, plain_socket
 
 import vault_udp_identity
 from vault_udp_identity import Identity, IdentityFile, fingerprint
+from vault_udp_packet import looks_clear
 from vault_udp_socket import BindError, IdentityFileError, InvalidArgumentError, UDPSocketClass
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -561,6 +563,31 @@ def test_a_live_peer_keeps_its_place_at_30_percent_loss(seed: int) -> None:
     net.run(120)
     assert alice.node.counters["identity_refused"] >= 2
     assert alice.peer(B).identity == honest
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nor_do_forged_announcements_of_a_base_peer_help_to_take_it(seed: int) -> None:
+    """They are a reason to ask a silent peer whether it is there, with three pings where sizes are fixed."""
+    net = FakeNet(seed, loss=0.3)
+    bob, alice = net.node(B, finds_sizes=False), net.node(A, B, finds_sizes=False)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(10)
+    honest = bob.sign_public
+    Keeper(net, X)
+
+    def speak_when_he_is_looked_for(datagram: Datagram) -> list[tuple[float, bytes]]:
+        if datagram.src == X:
+            net.at(net.now, lambda: net.inject(B, A, datagram.data))
+            return []
+        if datagram.dst == B and looks_clear(datagram.data):
+            net.at(net.now, lambda: net.inject(A, X, datagram.data))
+        return net.route(datagram)
+
+    net.hook = speak_when_he_is_looked_for
+    forged = BasePeer(2, B[1], EPOCH).announcement()
+    net.every(3.5, lambda: net.inject(B, A, forged), until=net.now + 300)
+    assert not net.run_until(lambda: alice.peer(B).identity not in (honest, b""), limit=300)
+    assert alice.node.counters["identity_refused"] >= 20
 
 
 @pytest.mark.parametrize("end", [crash, stop])
