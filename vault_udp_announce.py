@@ -277,7 +277,7 @@ class Introductions:
         if crypto.bytes_to_b64_str(sign) == self._state.encryption.sign_public_key:
             raise PacketError("own_datagram")
         if version < self._best_version_of(sign) or announcement.answers:
-            # Only who has sessions says that it answers: to an announcement that was not ours, as ours have hellos.
+            # Who says that it answers has sessions, and answers what was not ours, for ours have hellos.
             raise PacketError("downgrade_refused")
         address = (source[0], announcement.port or source[1])
         if self._state.known_key(address) is not None:
@@ -346,6 +346,7 @@ class Introductions:
         link.ready_at = now + SUPPLIED_KEYS_AFTER
         link.mark_added(now)
         peer.base_ready = False
+        self._state.table.keep(peer)
         self._state.table.set_identity(peer, keys.sign)
         self._state.start_announcing(peer, now)
 

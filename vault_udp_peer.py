@@ -74,6 +74,7 @@ class Peer:
         "counters",
         "host",
         "identity",
+        "kept",
         "lane",
         "laned",
         "name",
@@ -100,6 +101,8 @@ class Peer:
         """None if `name` has an IP address."""
         self.session = session
         self.added = False
+        self.kept = False
+        """Whether it was added, or the application has given keys for it: it is never evicted."""
         self.supplied: bytes | None = None
         """The only identity accepted here: given with the address, or known by the file of known peers."""
         self.remembered: tuple[Address, ...] = ()
@@ -225,13 +228,18 @@ class PeerTable:
     def mark_added(self, peer: Peer) -> None:
         """The user has named this peer: it is no stranger any more."""
         peer.added = True
+        self.keep(peer)
+
+    def keep(self, peer: Peer) -> None:
+        """The application has named this peer, or given keys for it: no stranger takes its place."""
+        peer.kept = True
         self._pending.pop(peer.name, None)
         self._confirmed.pop(peer.name, None)
 
     def heard(self, peer: Peer, *, confirmed: bool = False) -> None:
         """A stranger was heard, `confirmed` by a datagram that opened: it is the last to be evicted now."""
         name = peer.name
-        if peer.added or not peer.names:
+        if peer.kept or not peer.names:
             return
         if name in self._confirmed:
             self._confirmed.move_to_end(name)

@@ -91,7 +91,7 @@ class Upkeep(NodeState):
         for peer in self.table.all():
             if peer.added:
                 self.start_announcing(peer, now)
-            else:
+            elif self.link_of(peer) is None:
                 self.table.forget(peer)
 
     def moved(self, now: float) -> None:

@@ -32,6 +32,7 @@ from base_peer import BasePeer, announcement_members, make_announcement_body, ma
 from fakenet import EPOCH, SEALED_SIZE, FakeNet, Host, both_ready
 
 import vault_udp_control as control_format
+import vault_udp_peer
 from vault_udp_control import SHORT_ANNOUNCEMENT_SIZE
 from vault_udp_encryption import VaultAsymmetricEncryption
 
@@ -228,6 +229,47 @@ def test_announcing_ends_when_a_peer_with_application_keys_answers(new_net: Nets
     before = len(sent_by(net, OURS))
     net.run(100)
     assert {len(data) for data in sent_by(net, OURS)[before:]} == {SEALED_SIZE}
+
+
+def test_strangers_do_not_push_out_keys_of_the_application(
+    new_net: Nets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vault_udp_peer, "MAX_PENDING_STRANGERS", 20)
+    monkeypatch.setattr(vault_udp_peer, "MAX_CONFIRMED_STRANGERS", 2)
+    net = new_net()
+    us, them = with_application_keys(net)
+    for number in range(1, 41):
+        net.inject((f"10.7.0.{number}", 9), OURS, announced(9))
+    hosts = [BaseHost(net, 2, (f"10.8.0.{number}", 12000)) for number in range(1, 5)]
+    for other in hosts:
+        other.add_peer(OURS)
+    net.run(1)
+    for other in hosts:
+        other.send("a confirmed stranger")
+    net.run(1)
+    assert us.node.table.evicted > 20
+    us.send(THEIRS, b"still known")
+    them.send("and heard")
+    net.run(5)
+    assert them.texts() == ["still known"]
+    assert us.messages_from(THEIRS) == [b"and heard"]
+
+
+def test_base_strangers_are_told_our_new_keys_and_stay(new_net: Nets) -> None:
+    net = new_net()
+    us, them = net.node(OURS), BaseHost(net)
+    them.add_peer(OURS)
+    net.run(1)
+    for number in range(40):
+        if number == 20:  # its credit covers an announcement by then
+            with us._acting():
+                us.encryption.generate_keys()
+            net.run(1)
+        them.send(f"{number}")
+        us.send(THEIRS, b"%d" % number)
+        net.run(1)
+    assert us.messages_from(THEIRS) == [b"%d" % number for number in range(40)]
+    assert them.texts() == [f"{number}" for number in range(40)]
 
 
 def test_keys_of_the_application_do_not_undo_a_supplied_identity(new_net: Nets) -> None:
