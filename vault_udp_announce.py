@@ -315,7 +315,7 @@ class Introductions:
         if peer.added:
             link.mark_added(now)
         peer.base_ready = False
-        self._state.note_version(sign, version)
+        # What the identity can do is not noted: anybody may repeat its keys in a body of a higher version.
         self._state.table.set_identity(peer, sign)
         peer.announce_at = NEVER
         self._state.table.heard(peer)

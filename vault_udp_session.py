@@ -286,7 +286,8 @@ class Session(Channel):
         self.lost = False
         if source != self.endpoint and is_newest:
             self.validate(source, size, now, pair)
-        if not pair.opened and not pair.needs_pong:
+        # Elsewhere the answer to a ping decides: somebody may have shown the peer's hello at his own address.
+        if not pair.opened and not pair.needs_pong and source == self.endpoint:
             self._first_opened(pair, now)
 
     def _first_opened(self, pair: Pair, now: float) -> None:

@@ -141,21 +141,6 @@ def test_two_nodes_do_not_answer_each_others_answers(version: int) -> None:
     assert bob.node.counters["downgrade_refused"] == 1
 
 
-@pytest.mark.parametrize("size", [370, 1393])
-@pytest.mark.parametrize("adds", [True, False])
-def test_who_is_not_on_the_path_leads_no_session_down(size: int, adds: bool) -> None:
-    """Bob looks for Alice; the moment she starts, somebody forges a base announcement in his name."""
-    for seed in range(8):
-        net = FakeNet(seed, delay=0.03)
-        bob = net.node(B, A)
-        bob.send(A, b"for Alice")
-        net.run(3 + seed / 10)
-        alice = net.node(A, *([B] if adds else []))
-        net.inject(B, A, base_announcement(encryption_on(net), B[1], size))
-        assert net.run_until(lambda: alice.received == [(B, b"for Alice")], limit=5)  # noqa: B023
-        assert bob.mode(A) == "session"
-
-
 # ----------------------------------------------------------------------------------- a key of the past, again
 
 

@@ -300,6 +300,9 @@ def test_spoofed_base_announcements_fill_no_table_beyond_its_bound(monkeypatch: 
     scene.flood(base_announcements(random.Random(3), scene.net), 3000)
     # They were reached: `assert_bounded` has looked at full tables.
     assert len(server.node.table._pending) == 50
+    assert len(server.node.best_version) <= 2, "what identities can do counts once something has opened"
+    for number in range(300):
+        server.node.note_version(b"%032d" % number, 2)
     assert len(server.node.best_version) == 100
     assert len(server.node._introductions._strangers_of_ip) == 200
     assert {ADDED, STRANGER} <= set(server.node.table.by_name)
