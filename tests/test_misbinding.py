@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is whom: attempts to be taken for somebody else, to get his messages, or to lead his peers down or away."""
+"""Who is whom: attempts to be taken for somebody else, to get his messages, or to lead his peers away."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_nobody_locks_a_v1_peer_out_by_repeating_its_announcement_as_v2() -> Non
 
 @pytest.mark.parametrize("seed", range(6))
 def test_nobody_leads_the_first_messages_to_himself_by_showing_a_hello_at_his_address(seed: int) -> None:
-    """Bob signs any nonce that he is asked with: also the one that Alice has given for the attacker's address.
+    """Bob signs any nonce that he is asked with: also the one that Alice has for the attacker's address.
 
     So to Alice that address is Bob's, as far as hellos go, and what he sends opens there.
     """
