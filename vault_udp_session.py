@@ -206,14 +206,19 @@ class Session(Channel):
             pair = Pair(self.local, self.sign, mine, theirs)
         except crypto.CryptoError as error:
             raise PacketError("bad_announcement") from error
-        if pair.open_tag in self._tags:
-            raise PacketError("pair_of_another")  # a session with the same process at another address has it
+        holder = self._tags.get(pair.open_tag)
+        if holder is not None:
+            # A session with the same process at another address. If nothing has opened there, somebody may
+            # only have shown the hello, while the peer itself names the key here.
+            if from_hello or holder.opened:
+                raise PacketError("pair_of_another")
+            holder.owner._drop(holder)
         pair.order, pair.from_hello = order, from_hello
-        known = self._retired.pop(pair.open_tag, None)
+        known = self._retired.pop(pair.open_tag, holder)
         if known is not None:
             # Same keys as before: go on with the counters. What opens may have been on its way since then, so
             # only the answer to a ping shows that the peer holds this pair now.
-            pair.window, pair.counters, pair.needs_pong = known.window, known.counters, True
+            pair.window, pair.counters, pair.needs_pong = known.window, known.counters, known is not holder
         self._make_room()
         self.pairs.append(pair)
         pair.owner = self

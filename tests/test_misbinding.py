@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from base_net import OURS, THEIRS, BaseHost, clear_announcement_of
-from fakenet import EPOCH, Address, FakeNet, Outsider
+from fakenet import EPOCH, Address, FakeNet, Outsider, both_ready
 from test_reviewed_attacks import A, B, base_announcement, encryption_on
 
 import vault_udp_control as control_format
@@ -43,50 +45,83 @@ def test_nobody_locks_a_v1_peer_out_by_repeating_its_announcement_as_v2() -> Non
     assert us.messages_from(THEIRS) == [b"%d" % number for number in range(5)]
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_nobody_leads_the_first_messages_to_himself_by_showing_a_hello_at_his_address(seed: int) -> None:
-    """Bob signs any nonce that he is asked with: also the one that Alice has for the attacker's address.
+class Shower:
+    """Shows Alice hellos of Bob's at an address of the attacker's, off the path between the two.
 
-    So to Alice that address is Bob's, as far as hellos go, and what he sends opens there.
+    Bob signs any nonce that he is asked with: also the one that Alice has for that address. So to Alice it is
+    Bob's, as far as hellos go, and what he sends opens there.
     """
-    net = FakeNet(seed, delay=0.05)
-    alice, bob = net.node(A), net.node(B)
-    shown_to_alice, shown_to_bob = net.outsider(("10.0.0.66", 1)), net.outsider(("10.0.0.67", 1))
-    attacker = LocalKeys(bytes([7]) * 32, 0.0, EPOCH)
-    signed: list[bytes] = []
 
-    def ask(end: Outsider, target: Address, nonce: bytes) -> None:
-        hello = Hello(
-            0, 0, 0.0, attacker.sign_public, attacker.current.public, NO_KEY, NO_KEY, nonce, bytes(16)
-        )
-        members = {
-            "hello": crypto.bytes_to_b64_str(hello.pack()),
-            "proof": crypto.bytes_to_b64_str(bytes(64)),
-        }
+    def __init__(self, net: FakeNet, *, passes_on: bool = False) -> None:
+        self.net = net
+        self.address = ("10.0.0.66", 1)
+        self._passes_on = passes_on
+        self._keys = LocalKeys(bytes([7]) * 32, 0.0, EPOCH)
+        self._nonce = bytes(16)
+        self.to_alice, self.to_bob = net.outsider(self.address), net.outsider(("10.0.0.67", 1))
+        self.to_alice.on_datagram, self.to_bob.on_datagram = self._from_alice, self._from_bob
+        net.every(3, lambda: self._ask(self.to_alice, A, bytes(16)), until=300)
+        net.every(0.02, lambda: self._ask(self.to_bob, B, self._nonce), until=300)
+
+    def _ask(self, end: Outsider, target: Address, nonce: bytes) -> None:
+        keys = self._keys.sign_public, self._keys.current.public, NO_KEY, NO_KEY
+        hello = crypto.bytes_to_b64_str(Hello(0, 0, 0.0, *keys, nonce, bytes(16)).pack())
+        members = {"hello": hello, "proof": crypto.bytes_to_b64_str(bytes(64))}
         end.send(target, control_format.make_announcement_body(members, 512))
 
-    def hand_on(source: Address, datagram: bytes) -> None:
-        if source == A and packet.looks_clear(datagram):
-            announcement = control_format.read_announcement(
-                control_format.read_json(packet.read_body(datagram).control)
-            )
-            assert announcement.hello is not None
-            ask(shown_to_bob, B, read_hello_untrusted(announcement.hello).nonce)
+    def _from_alice(self, _: Address, datagram: bytes) -> None:
+        if packet.looks_clear(datagram):
+            self._nonce = hello_in(datagram).nonce
+        elif self._passes_on:
+            self.net.inject(self.address, B, datagram)  # unread
 
-    def show() -> None:
-        if signed:
-            net.inject(shown_to_alice.address, A, signed[-1])
+    def _from_bob(self, _: Address, datagram: bytes) -> None:
+        if hello_in(datagram).echo == self._nonce:
+            self.net.inject(self.address, A, datagram)
 
-    shown_to_alice.on_datagram = hand_on
-    shown_to_bob.on_datagram = lambda _, datagram: signed.append(datagram)
-    net.every(3, lambda: ask(shown_to_alice, A, bytes(16)), until=30)
-    net.every(0.02, show, until=30)
+
+def hello_in(datagram: bytes) -> Hello:
+    """The hello of an announcement in clear."""
+    members = control_format.read_json(packet.read_body(datagram).control)
+    announcement = control_format.read_announcement(members)
+    assert announcement.hello is not None
+    return read_hello_untrusted(announcement.hello)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_nobody_gets_the_first_messages_by_showing_a_hello_at_his_address(seed: int) -> None:
+    net = FakeNet(seed, delay=0.05)
+    alice, bob = net.node(A), net.node(B)
+    Shower(net)
     net.run(2)
     alice.add_peer(B)
     messages = [b"%d" % number for number in range(20)]
     alice.send(B, *messages)
     assert net.run_until(lambda: len(bob.received) == 20, limit=10)
     assert [message for _, message in bob.received] == messages
-    assert not [
-        sent for sent in net.sent if sent.dst == shown_to_alice.address and sent.data in alice.data_sent
+    assert {sent.dst for sent in net.sent if sent.data in alice.data_sent} == {B}
+
+
+@pytest.mark.parametrize("passes_on", [True, False])
+@pytest.mark.parametrize("alice_adds", [True, False])
+def test_nobody_takes_a_session_over_by_showing_its_new_key_first(passes_on: bool, alice_adds: bool) -> None:
+    """Bob's keys rotate; the attacker, who is nearer, shows the new one before Bob's rekey is there."""
+    net = FakeNet(seed=1, delay=0.05)
+    alice, bob = net.node(A, *([B] if alice_adds else []), lifetime=1e6), net.node(B, A, lifetime=20)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    shower = Shower(net, passes_on=passes_on)
+    net.hook = lambda sent: [
+        (0.05 if {sent.src, sent.dst} == {A, B} else 0.005, sent.data),
     ]
+    numbers = itertools.count()
+
+    def talk() -> None:
+        bob.send(A, b"%d" % next(numbers))
+        alice.send(B, b"to Bob")
+
+    net.every(0.25, talk, until=net.now + 60)
+    net.run(62)
+    assert {address for address, _ in alice.received} == {B}, "and not the attacker's"
+    assert len(alice.received) == len(bob.received) == next(numbers)
+    assert alice.kinds_of_events(B) == bob.kinds_of_events(A) == ["ready"]
+    assert shower.address not in {sent.dst for sent in net.sent if sent.data in alice.data_sent}
