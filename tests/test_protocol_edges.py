@@ -155,7 +155,7 @@ def test_a_session_key_is_of_one_session_only() -> None:
     net, host, rogue = rogue_and_host()
     first, second = rogue.local.current, SessionKey(1)
     pair = rogue.come_up(B, first)
-    rogue.shake_hands(C, second)
+    rogue.come_up(C, second)
     rogue.rekey(B, pair, second)
     assert host.node.counters["pair_of_another"] == 1
     net.run(200)  # rotations drop all those pairs again
@@ -177,7 +177,7 @@ def test_a_rotation_comes_to_its_end_although_the_other_end_has_one_key_in_two_s
     assert holds_the_pair()
     # It is given up when nobody has confirmed it, and then free for the other session.
     assert net.run_until(lambda: not holds_the_pair(), limit=40)
-    rogue.rekey(C, second, shared)
+    host.arrive(C, rogue.sealed(rogue.rekey(C, second, shared), GOT))
     net.run(3)  # the next REKEY in the first session finds it taken
     assert not holds_the_pair()
     assert host.mode(B) == host.mode(C) == "session"
