@@ -348,6 +348,7 @@ class Introductions:
         peer.base_ready = False
         self._state.table.keep(peer)
         self._state.table.set_identity(peer, keys.sign)
+        peer.proven = True
         self._state.start_announcing(peer, now)
 
     def receive_sealed_announcement(self, peer: Peer, announcement: Announcement, now: float) -> None:

@@ -46,8 +46,9 @@ class Delivery:
         self.everything = SafeSignal(on_connect=on_connect)
         self._node = node
         self._lock = lock
-        self._early: list[tuple[Address, bytes]] | None = []
-        """Messages that came before the first slot was connected; None from then on."""
+        self._early: list[tuple[Address, bytes, bytes]] | None = []
+        """(address, message, identity of its sender): what came before the first slot was connected; None
+        from then on."""
         self._warned_not_text_at = float("-inf")
 
     def deliver_all(self, deliveries: Sequence[tuple[Address, Sequence[bytes]]]) -> None:
@@ -59,23 +60,36 @@ class Delivery:
             self._deliver(address, messages)
 
     def _keep_early(
-        self, early: list[tuple[Address, bytes]], deliveries: Sequence[tuple[Address, Sequence[bytes]]]
+        self,
+        early: list[tuple[Address, bytes, bytes]],
+        deliveries: Sequence[tuple[Address, Sequence[bytes]]],
     ) -> None:
         # Threads run before the constructor returns, so a peer may be faster than the line that connects.
-        early += [(address, message) for address, messages in deliveries for message in messages]
+        for address, messages in deliveries:
+            identity = self._identity_at(address)
+            early += [(address, message, identity) for message in messages]
         if self.texts.connected or self.everything.connected:
             self._early = None
-            for address, message in early:
-                self._deliver(address, (message,))
+            for address, message, identity in early:
+                # Whoever asks who has sent it must not be told of somebody who has come since.
+                if self._identity_at(address) in (b"", identity):
+                    self._deliver(address, (message,))
+                else:
+                    self._count_undelivered("nobody_connected", address)
             return
         surplus = max(0, len(early) - MAX_EARLY_MESSAGES)
-        size = sum(len(message) for _, message in early[surplus:])
+        size = sum(len(message) for _, message, _ in early[surplus:])
         while size > MAX_EARLY_BYTES:
             size -= len(early[surplus][1])
             surplus += 1
-        for address, _ in early[:surplus]:
+        for address, _, _ in early[:surplus]:
             self._count_undelivered("nobody_connected", address)
         del early[:surplus]
+
+    def _identity_at(self, address: Address) -> bytes:
+        with self._lock:
+            peer = self._node.table.by_name.get(address)
+            return peer.identity if peer is not None else b""
 
     @property
     def keeps_messages(self) -> bool:

@@ -31,7 +31,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_peer import Peer
     from vault_udp_segments import Segments
     from vault_udp_session import ACKNOWLEDGE_AFTER, SILENCE_BEFORE_PING, Session
-    from vault_udp_state import Event
+    from vault_udp_state import UNPACKED_PER_ROUND, Event
     from vault_udp_upkeep import Upkeep
 else:
     from . import vault_udp_encryption as encryption_module
@@ -49,12 +49,8 @@ else:
     from .vault_udp_peer import Peer
     from .vault_udp_segments import Segments
     from .vault_udp_session import ACKNOWLEDGE_AFTER, SILENCE_BEFORE_PING, Session
-    from .vault_udp_state import Event
+    from .vault_udp_state import UNPACKED_PER_ROUND, Event
     from .vault_udp_upkeep import Upkeep
-
-
-UNPACKED_PER_ROUND = 1 << 20
-"""Bytes of compressed messages after which no more are unpacked before these have been delivered."""
 
 
 def nobody_known(address: Address) -> bytes | None:
@@ -110,8 +106,6 @@ class Node(Upkeep):
             rng=rng or random.Random(),
         )
         self.closed = False
-        self.unpacked = 0
-        """Bytes of messages that may be far longer than their datagrams, up to the last call of `receive`."""
         self._remember_peers = remember_peers
         if keepalive is not None:
             self.local.keepalive = keepalive
@@ -189,7 +183,7 @@ class Node(Upkeep):
 
         Returns:
             The index of the first that was not looked at, because there are `UNPACKED_PER_ROUND` bytes to
-            deliver by then; if that was not so, how many datagrams there are.
+            deliver by then, or something of a peer that has lost its place; else how many there are.
         """
         index, count, self.unpacked = 0, len(datagrams), unpacked
         if self.closed:
@@ -334,6 +328,7 @@ class Node(Upkeep):
         peer.remembered += tuple(names)
 
     def _came_up(self, peer: Peer, now: float) -> None:
+        peer.proven = True
         peer.announce_at = NEVER
         peer.probe_at = NEVER
         peer.rejected = ()
@@ -387,6 +382,7 @@ class Node(Upkeep):
         assert peer is not None
         content = self.base.read(link, body_bytes)
         self.note_version(peer.identity, link.version)
+        peer.proven = True
         peer.announce_at = NEVER
         self.table.heard(peer, confirmed=True)
         if not peer.base_ready:

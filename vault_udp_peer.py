@@ -82,6 +82,7 @@ class Peer:
         "probe_at",
         "probe_pings",
         "probe_started",
+        "proven",
         "queue",
         "received",
         "rejected",
@@ -109,6 +110,9 @@ class Peer:
         """Names under which the identity was told to be remembered."""
         self.identity = b""
         """The identity that this address is pinned to, empty if none."""
+        self.proven = False
+        """Whether something has opened under its keys, or the application has given these: a hello alone may
+        be shown by somebody who has only passed it on."""
         self.queue: list[tuple[float, bytes]] = []
         """(when it was queued, message): what waits for keys."""
         self.room = packet.message_room(session.body_size)
@@ -153,6 +157,11 @@ class Peer:
         self.counters[reason] = self.counters.get(reason, 0) + count
 
     @property
+    def proven_identity(self) -> bytes:
+        """The identity that users see: empty until the peer has shown that it holds its keys."""
+        return self.identity if self.proven else b""
+
+    @property
     def listens_at(self) -> Address:
         """The address under which base mode knows the peer; its name, as long as its host is not found."""
         return self.host.place or self.name if self.host is not None else self.name
@@ -163,15 +172,17 @@ class PeerTable:
 
     Args:
         on_forget: called with a peer that leaves the table, while its names still lead to it.
+        on_release: called when a peer's identity is taken from it.
     """
 
-    def __init__(self, on_forget: Callable[[Peer], None]) -> None:
+    def __init__(self, on_forget: Callable[[Peer], None], on_release: Callable[[], None]) -> None:
         self.by_name: dict[Address, Peer] = {}
         """What users see."""
         self.by_place: dict[Address, list[Peer]] = {}
         """Whose hosts' names stand for an address, those that said so first before others."""
         self.evicted = 0
         self._on_forget = on_forget
+        self._on_release = on_release
         self._by_identity: dict[bytes, list[Peer]] = {}
         self._pending: OrderedDict[Address, None] = OrderedDict()
         self._confirmed: OrderedDict[Address, None] = OrderedDict()
@@ -324,7 +335,11 @@ class PeerTable:
 
     def set_identity(self, peer: Peer, sign: bytes) -> None:
         """Pin a peer to an identity, or to none."""
+        if peer.identity == sign:
+            return
+        peer.proven = False
         if peer.identity:
+            self._on_release()
             holders = self._by_identity[peer.identity]
             holders.remove(peer)
             if not holders:

@@ -375,7 +375,7 @@ class Session(Channel):
         if ping is None or peer_time is None or now - ping.sent_at > PING_VALID:
             return
         self._measure(peer_time / 1000, ping.sent_at, now)
-        if not pair.opened:
+        if not pair.opened and ping.address == source:
             self._first_opened(pair, now)
         if ping.address == source and source != self.endpoint:
             self.move_to(source)

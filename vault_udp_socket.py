@@ -338,13 +338,14 @@ class UDPSocketClass(Carrier):
         address = check_address(addr)
         with self._lock:
             peer = self._node.table.settled_at(address)
-            return crypto.bytes_to_b64_str(peer.identity) if peer is not None and peer.identity else None
+            return crypto.bytes_to_b64_str(peer.proven_identity) or None if peer is not None else None
 
     def get_all_peer_keys(self) -> dict[Address, str]:
         """The proven identities (Base64) by address, of strangers too."""
         with self._lock:
             peers = self._node.table.by_name.items()
-            return {name: crypto.bytes_to_b64_str(peer.identity) for name, peer in peers if peer.identity}
+            proven = ((name, peer.proven_identity) for name, peer in peers)
+            return {name: crypto.bytes_to_b64_str(identity) for name, identity in proven if identity}
 
     @property
     def own_public_key(self) -> str:

@@ -48,6 +48,8 @@ else:
 logger = logging.getLogger(__name__)
 
 
+UNPACKED_PER_ROUND = 1 << 20
+"""Bytes of compressed messages after which no more are unpacked before these have been delivered."""
 MAX_IDENTITIES = 32768
 MAX_QUEUED = 256
 MAX_REJECTED = 8
@@ -94,13 +96,15 @@ class NodeState:
         self.flushable: list[Peer] = []
         self.lookups: list[Address] = []
         """Names of hosts whose addresses are to be looked up; filled by timers only."""
-        self.table = PeerTable(self.forgotten)
+        self.table = PeerTable(self.forgotten, self._deliver_first)
         self.local = LocalKeys(
             encryption.sign_seed, now, wall, FLAG_COALESCE | (FLAG_PERSISTENT if persistent else 0)
         )
         self.base = BaseMode(encryption, body_size)
         self.encryption = encryption
         self.known_key = known_key
+        self.unpacked = 0
+        """Bytes of messages that may be far longer than their datagrams, up to the last call of `receive`."""
         self.host_keys: dict[Address, bytes] = {}
         """The keys that the user gave with names of hosts: they hold for no other name of the same peer."""
         self.body_size = body_size
@@ -118,6 +122,11 @@ class NodeState:
         """When our keys rotate next; when at the latest if we know several peers, and at the earliest."""
         self.rekeyed_at = now
         """When all peers will have been told of our last rotation."""
+
+    def _deliver_first(self) -> None:
+        # Who is called back for a message asks us who its sender is: nobody else may be there by then.
+        if self.deliveries:
+            self.unpacked = UNPACKED_PER_ROUND
 
     def new_limiter(self, max_per_second: float) -> RateLimiter:
         """A limiter that forgets, once a rotation, whom it need not remember."""
@@ -161,7 +170,7 @@ class NodeState:
             "endpoint": endpoint if not is_host(endpoint[0]) else None,
             "addresses": list(peer.host.places) if peer.host is not None else [peer.name],
             "protocol_version": link.version if link is not None else packet.PROTOCOL_VERSION,
-            "identity": crypto.bytes_to_b64_str(peer.identity) if peer.identity else None,
+            "identity": crypto.bytes_to_b64_str(peer.proven_identity) or None,
             "added": peer.added,
             "persistent": in_session and session.persistent,
             "coalesce": in_session and session.coalesce,

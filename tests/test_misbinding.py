@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 from base_net import OURS, THEIRS, BaseHost, clear_announcement_of
 from fakenet import EPOCH, Address, FakeNet, Outsider, both_ready
+from loopback import Collector, address_of, eventually, pair
 from test_reviewed_attacks import A, B, base_announcement, encryption_on
 
 import vault_udp_control as control_format
@@ -125,3 +127,47 @@ def test_nobody_takes_a_session_over_by_showing_its_new_key_first(passes_on: boo
     assert len(alice.received) == len(bob.received) == next(numbers)
     assert alice.kinds_of_events(B) == bob.kinds_of_events(A) == ["ready"]
     assert shower.address not in {sent.dst for sent in net.sent if sent.data in alice.data_sent}
+
+
+def test_a_hello_alone_shows_no_identity() -> None:
+    net = FakeNet(seed=1, delay=0.05)
+    alice, bob = net.node(A), net.node(B)
+    shower = Shower(net)
+    net.run(2)
+    entry = alice.peer(shower.address)
+    assert (entry.identity, entry.proven_identity) == (bob.sign_public, b"")
+    alice.add_peer(B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    assert alice.peer(B).proven_identity == bob.sign_public
+
+
+@pytest.mark.parametrize("with_message", [True, False])
+def test_a_message_is_delivered_before_somebody_else_can_have_its_senders_place(with_message: bool) -> None:
+    """Whoever is called back asks us whose the address is."""
+    net = FakeNet()
+    alice, mallory = net.node(A), net.node(B, A)
+    assert net.run_until(lambda: both_ready(alice, mallory))
+    net.run(1)
+    session = mallory.peer(A).session
+    datagrams = list(session.seal_messages([b"from Mallory"], mallory.now)) if with_message else []
+    session.say_goodbye(mallory.now)
+    datagrams.append(mallory.node.outgoing.pop()[1])
+    decided = alice.node.receive([*datagrams, b"of somebody else"], B, alice.now)
+    assert B not in alice.node.table.by_name
+    assert decided == 2, "all, but with a message before it what follows is looked at once that is delivered"
+    assert alice.node.counters["bad_length"] == (not with_message)
+    delivered = [message for _, messages in alice.node.deliveries for message in messages]
+    assert delivered == ([b"from Mallory"] if with_message else [])
+
+
+def test_a_kept_message_is_not_shown_as_somebody_elses() -> None:
+    with pair() as (a, b):
+        address = address_of(a)
+        b._delivery.deliver_all([(address, [b"of a"]), (("192.0.2.1", 9), [b"of who is gone"])])
+        with b._lock:
+            b._node.table.set_identity(b._node.table.by_name[address], b"another's")
+        collector = Collector[Any]()
+        b.udp_recv_bytes.connect(collector)
+        assert collector.wait_for(1) == [(b"of who is gone", ("192.0.2.1", 9))]
+        eventually(lambda: b.get_stats()["counters"]["nobody_connected"] == 1, "the other is counted")
+        assert len(collector.items) == 1
