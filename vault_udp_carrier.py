@@ -467,6 +467,8 @@ class Carrier:
         self._lock = self._encryption.lock = threading.RLock()
         self._work = self._room = self._ready = threading.Condition(self._lock)
         self._by_name = {}
+        self._encryption.stop()
+        self._node.local.wipe()
         self._resolver.abandon()
         for datagrams in (self._datagrams, *self._replaced):
             datagrams.abandon()

@@ -26,6 +26,7 @@ from loopback import (
 
 import vault_udp_delivery
 from vault_udp_datagram import DatagramSocket
+from vault_udp_encryption import KeyNotFoundError
 from vault_udp_node import Node
 from vault_udp_session import retry_delay
 from vault_udp_socket import InvalidArgumentError, StoppedError, UDPSocketClass
@@ -417,6 +418,17 @@ def test_a_forked_child_lets_go_of_the_locks_of_signals() -> None:
     for signal in sock._callback_signals:
         assert signal._lock.acquire(blocking=False)
     sock.stop()
+
+
+def test_a_forked_child_has_no_keys_of_its_parent() -> None:
+    with pair() as (a, b):
+        local = a._node.local
+        a._abandon()
+        stats = a.encryption.get_stats()
+        assert (stats["has_enc_private_key"], stats["has_sign_private_key"]) == (False, False)
+        assert (local.sign_seed, not any(local.current.private)) == (b"", True)
+        with pytest.raises(KeyNotFoundError):
+            a.encryption.encrypt(b"", address_of(b))
 
 
 def test_what_nobody_hears_is_counted_also_of_a_peer_that_is_forgotten_by_then() -> None:
