@@ -62,6 +62,9 @@ _REPEATED_SIZE = crypto.NONCE_SIZE - TAG_SIZE
 _COUNTER_AND_TIME = struct.Struct(">Qd")
 _HEADER_SIZE = SEALED_OVERHEAD - crypto.BOX_OVERHEAD
 """Bytes of the plaintext before the body."""
+COUNTERS_APART = 128
+"""Between the first counters of two pairs of one key of ours: the same pair, made again after it was given up
+without an answer, sends what the peer has not had. By then it has sent fewer."""
 NONCE_SLOT = 10.0
 
 
@@ -143,10 +146,11 @@ def proof_is_good(hello: Hello, blob: bytes, proof: bytes) -> bool:
 class SessionKey:
     """One of our session key pairs; `wipe` overwrites the private half."""
 
-    __slots__ = ("epoch", "private", "public")
+    __slots__ = ("epoch", "pairs_made", "private", "public")
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
+        self.pairs_made = itertools.count()
         self.private = bytearray(crypto.new_enc_private())
         self.public = crypto.enc_public_of(self.private)
 
@@ -295,7 +299,7 @@ class Pair:
         self.needs_pong = False
         self.outdated = False
         self.window = CounterWindow()
-        self.counters = itertools.count()
+        self.counters = itertools.count(next(mine.pairs_made) * COUNTERS_APART)
         self.confirms = 0
         self.confirm_at = float("inf")
 

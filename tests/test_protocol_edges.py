@@ -530,6 +530,24 @@ def test_who_moves_and_loses_the_keys_that_it_has_sent_with_stops_pinging() -> N
     assert net.run_until(lambda: bob.is_ready(C), limit=20)
 
 
+def test_a_pair_that_was_given_up_and_is_made_again_goes_on_with_other_counters() -> None:
+    """Bob hears Alice, and is not heard for so long that she gives the pair up."""
+    net = FakeNet()
+    alice, bob = net.node(A, B), net.node(B)
+    first_hellos = itertools.count()
+    net.hook = lambda sent: net.route(sent) if sent.src == A or not next(first_hellos) else []
+    assert net.run_until(lambda: bool(alice.node.tags))
+    assert net.run_until(lambda: not alice.node.tags, limit=60)
+    net.hook = net.route
+    assert net.run_until(lambda: both_ready(alice, bob), limit=30)
+    messages = [b"%d" % number for number in range(20)]
+    for message in messages:
+        alice.send(B, message)
+    net.run(1)
+    assert bob.messages_from(A) == messages
+    assert not bob.node.counters["replayed"]
+
+
 def test_a_stranger_that_says_goodbye_is_no_stranger_any_more() -> None:
     net = FakeNet()
     bob, alice = net.node(B), net.node(A, B)
