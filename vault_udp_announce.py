@@ -218,6 +218,12 @@ class Introductions:
             # The same process at another of its addresses.
             if peer is None or not peer.added:
                 other.session.validate(source, SHORT_ANNOUNCEMENT_SIZE, now)
+                if peer is not None and peer.queue:
+                    # A message for an address that nobody added leads to who is known by another already.
+                    other.queue += peer.queue
+                    peer.queue.clear()
+                    self._state.table.forget(peer)
+                    self._state.flushable.append(other)
                 return None
             self._state.base.remove(other.listens_at)
             self._state.table.merge(peer, other)
