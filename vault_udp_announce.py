@@ -377,6 +377,11 @@ class Introductions:
         session = peer.session
         fields = {"echo": session.peer_nonce, "holds": session.enc, "to_sign": peer.supplied or b""}
         if now >= peer.announced_since + ANNOUNCEMENT_CYCLE:
+            if not peer.added and not peer.queue:
+                peer.announce_at = (
+                    NEVER  # a stranger is looked for through one cycle, or while something waits
+                )
+                return
             peer.announced_since, peer.announcements = now, 0
             if peer.host is not None:
                 peer.host.look_up_at = now

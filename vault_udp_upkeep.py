@@ -145,8 +145,7 @@ class Upkeep(NodeState):
         peer.session.run_timers(now)
         if was_up and not peer.session.up:
             self.tell_lost(peer, "the peer is silent")
-            if peer.added or peer.queue:
-                self.start_announcing(peer, now)
+            self.start_announcing(peer, now)
         if peer.probe_at <= now:
             self._run_probe(peer, now)
         if self.link_of(peer) is not None:
@@ -161,10 +160,8 @@ class Upkeep(NodeState):
             expired += 1
         if expired:
             self.count_loss("expired_in_queue", expired, peer, now)
-            if not peer.added and not peer.queue:
-                peer.announce_at = NEVER  # a stranger is looked for while something waits for it
-                if not peer.identity:
-                    self.table.forget(peer)
+            if not peer.added and not peer.queue and not peer.identity:
+                self.table.forget(peer)
 
     def _run_probe(self, peer: Peer, now: float) -> None:
         # A step at a time, however late: after a pause of our own the answers must be read before we judge.

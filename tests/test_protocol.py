@@ -242,7 +242,7 @@ def test_a_message_for_an_address_that_nobody_added_finds_who_is_known_by_anothe
 
 
 @pytest.mark.parametrize("waits", [True, False])
-def test_a_stranger_that_is_silent_is_looked_for_while_a_message_waits_for_it(waits: bool) -> None:
+def test_a_stranger_that_is_silent_is_not_looked_for_for_ever(waits: bool) -> None:
     net = FakeNet()
     alice, bob = net.node(A, lifetime=3600), net.node(B, A, lifetime=3600)
     assert net.run_until(lambda: both_ready(alice, bob))
@@ -253,12 +253,12 @@ def test_a_stranger_that_is_silent_is_looked_for_while_a_message_waits_for_it(wa
     if waits:
         alice.send(B, b"and another one")
     before = len(net.sent)
-    net.run(30)
-    assert bool(net.sent[before:]) == waits
     net.run(60)
+    assert net.sent[before:], "it may have moved, and we are the one who is found"
+    net.run(80)
     before = len(net.sent)
-    net.run(300)
-    assert not net.sent[before:], "what waited has expired"
+    net.run(600)
+    assert not net.sent[before:]
 
 
 def test_a_silent_peer_is_lost_after_three_pings_and_found_again() -> None:
