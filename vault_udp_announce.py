@@ -378,9 +378,7 @@ class Introductions:
         fields = {"echo": session.peer_nonce, "holds": session.enc, "to_sign": peer.supplied or b""}
         if now >= peer.announced_since + ANNOUNCEMENT_CYCLE:
             if not peer.added and not peer.queue:
-                peer.announce_at = (
-                    NEVER  # a stranger is looked for through one cycle, or while something waits
-                )
+                peer.announce_at = NEVER  # a stranger is looked for through one cycle, or while data waits
                 return
             peer.announced_since, peer.announcements = now, 0
             if peer.host is not None:
