@@ -165,7 +165,7 @@ class Node(Upkeep):
         if peer is None:
             return False
         self.host_keys.pop(address, None)
-        if len(peer.names) > 1:
+        if len(peer.names) > 1 + (peer.met_at not in (None, address)):
             listened_at = peer.listens_at
             self.table.remove_name(peer, address)
             if peer.listens_at != listened_at:
@@ -323,7 +323,7 @@ class Node(Upkeep):
             return  # by the user, or met before
         peer.supplied = peer.identity
         key = crypto.bytes_to_b64_str(peer.identity)
-        names = [name for name in peer.names if name not in peer.remembered]
+        names = [name for name in peer.names if name not in (*peer.remembered, peer.met_at)]
         self.events += [Event("met", name, key) for name in names]
         peer.remembered += tuple(names)
 

@@ -77,6 +77,7 @@ class Peer:
         "kept",
         "lane",
         "laned",
+        "met_at",
         "name",
         "names",
         "probe_at",
@@ -102,6 +103,8 @@ class Peer:
         """None if `name` has an IP address."""
         self.session = session
         self.added = False
+        self.met_at: Address | None = None
+        """The name that it had as a stranger, if the user has added it under others since."""
         self.kept = False
         """Whether it was added, or the application has given keys for it: it is never evicted."""
         self.supplied: bytes | None = None
@@ -193,7 +196,12 @@ class PeerTable:
 
     def added_names(self) -> list[Address]:
         """The names that the user added, in that order."""
-        return [name for name, peer in self.by_name.items() if peer.added]
+        return [name for name in self.by_name if self.is_added(name)]
+
+    def is_added(self, name: Address) -> bool:
+        """Whether the user added a peer under that name."""
+        peer = self.by_name.get(name)
+        return peer is not None and peer.added and name != peer.met_at
 
     def settled_at(self, address: Address) -> Peer | None:
         """The peer of that name, or that has settled there: whom users mean by the address."""
@@ -238,7 +246,7 @@ class PeerTable:
 
     def mark_added(self, peer: Peer) -> None:
         """The user has named this peer: it is no stranger any more."""
-        peer.added = True
+        peer.added, peer.met_at = True, None
         self.keep(peer)
 
     def keep(self, peer: Peer) -> None:
@@ -317,6 +325,7 @@ class PeerTable:
         if was_added:
             known.names = known.names + names
         elif named.host is None:
+            known.met_at = known.name
             known.names = names + known.names
         else:
             del self.by_name[known.name]

@@ -288,11 +288,14 @@ class Session(Channel):
         """A datagram of `size` bytes has opened under `pair`; `is_newest`: by its counter."""
         self.last_opened = now
         self._suspect_at = NEVER
+        if source != self.endpoint:
+            # What comes from there has opened, but only the answer to a ping shows that the peer is there:
+            # somebody may have shown its hello at his own address. What waits for it goes to the endpoint.
+            if is_newest:
+                self.validate(source, size, now, pair)
+            return
         self.lost = False
-        if source != self.endpoint and is_newest:
-            self.validate(source, size, now, pair)
-        # Elsewhere the answer to a ping decides: somebody may have shown the peer's hello at his own address.
-        if not pair.opened and not pair.needs_pong and source == self.endpoint:
+        if not pair.opened and not pair.needs_pong:
             self._first_opened(pair, now)
 
     def _first_opened(self, pair: Pair, now: float) -> None:
@@ -377,8 +380,10 @@ class Session(Channel):
         self._measure(peer_time / 1000, ping.sent_at, now)
         if not pair.opened and ping.address == source:
             self._first_opened(pair, now)
-        if ping.address == source and source != self.endpoint:
-            self.move_to(source)
+        if ping.address == source:
+            self.lost = False
+            if source != self.endpoint:
+                self.move_to(source)
         if ping.address == self.endpoint and self._path is not None:
             self._path.answered(ping.size, now - ping.sent_at, now)
             self._follow(self._path)

@@ -326,8 +326,7 @@ class UDPSocketClass(Carrier):
         """
         address = check_address(addr)
         with self._lock:
-            peer = self._node.table.by_name.get(address)
-            return peer is not None and peer.added
+            return self._node.table.is_added(address)
 
     def get_peer_key(self, addr: Address) -> str | None:
         """The identity (Base64) that the peer at `addr` has proved; None as long as it has not.

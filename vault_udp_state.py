@@ -416,6 +416,9 @@ class NodeState:
             if name == peer.listens_at:
                 self.base.remove(name)
             self.table.remove_name(peer, name)
+            if name == peer.met_at:
+                peer.met_at = None
+                continue
             other = self.new_peer(name)
             if self._shares_key(peer, name):
                 other.supplied = supplied

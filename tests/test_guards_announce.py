@@ -8,10 +8,10 @@ import nacl.signing
 import pytest
 from base_net import OURS, THEIRS, BaseHost, connected
 from base_peer import announcement_members, make_announcement_body, make_data_body, seal_body, to_b64
-from fakenet import EPOCH, Copies, Datagram, FakeNet, both_ready
+from fakenet import EPOCH, FakeNet
 from test_guards_session import pings_to
 from test_protocol import A, B, two_in_session
-from test_protocol_edges import A6, B6, GOT, C, D, rogue_and_host
+from test_protocol_edges import GOT, C, D, rogue_and_host
 
 import vault_udp_announce
 import vault_udp_packet as packet
@@ -48,23 +48,6 @@ def test_where_nothing_has_opened_makes_way_for_where_the_peer_is(added: bool) -
     rogue.shake_hands(B)
     rogue.come_up(C)
     assert host.mode(B) == ("waiting for keys" if added else "unknown")
-
-
-def test_a_lost_peer_is_asked_at_its_second_name() -> None:
-    net = FakeNet()
-    bob, alice = net.node(B, alias=B6), net.node(A, B, alias=A6)
-    assert net.run_until(lambda: both_ready(alice, bob))
-    net.run(1)
-
-    def over_ipv6(datagram: Datagram) -> Copies:
-        return net.route(datagram) if ":" in datagram.dst[0] else []
-
-    net.hook = over_ipv6
-    alice.send(B, b"unanswered")
-    assert net.run_until(lambda: alice.mode(B) == "lost", limit=20)
-    alice.add_peer(B6)
-    assert net.run_until(lambda: alice.is_ready(B6), limit=1)
-    assert alice.peer(B6) is alice.peer(B)
 
 
 def test_a_forgotten_session_identity_is_refused_in_base_mode() -> None:

@@ -241,6 +241,57 @@ def test_a_message_for_an_address_that_nobody_added_finds_who_is_known_by_anothe
     assert alice.node.table.added_names() == [B]
 
 
+def test_what_waits_for_a_lost_peer_goes_to_where_it_is_back() -> None:
+    net, alice, bob = two_in_session()
+    net.hook = lambda datagram: []
+    alice.send(B, b"unanswered")
+    assert net.run_until(lambda: alice.mode(B) == "lost", limit=20)
+    for number in range(50):
+        alice.send(B, b"%d" % number)
+    bob.move(X, knowingly=False)
+    net.hook = net.route
+    bob.send(A, b"back")
+    net.run(2)
+    assert alice.messages_from(B) == [b"back"]
+    assert bob.messages_from(A) == [b"%d" % number for number in range(50)]
+
+
+def test_names_that_nobody_added_are_known_and_not_listed() -> None:
+    net = FakeNet()
+    bob_6, alice_6 = ("fd00::2", 1002), ("fd00::1", 1001)
+    alice, bob = net.node(A, alias=alice_6), net.node(B, alice_6, alias=bob_6)
+    assert net.run_until(lambda: alice.is_ready(bob_6))
+    alice.add_peer(B)
+    assert net.run_until(lambda: alice.is_ready(B))
+    table = alice.node.table
+    assert alice.peer(B) is alice.peer(bob_6)
+    assert (table.added_names(), table.is_added(B), table.is_added(bob_6)) == ([B], True, False)
+    alice.send(bob_6, b"by its first name")
+    net.run(1)
+    assert bob.received[-1][1] == b"by its first name"
+    bob.stop()
+    net.run(5)
+    assert list(table.by_name) == [B], "it is looked for where it was added"
+    bob.restart(alice_6)
+    assert net.run_until(lambda: alice.is_ready(B), limit=20)
+    alice.add_peer(bob_6)
+    assert net.run_until(lambda: alice.is_ready(bob_6), limit=20)
+    assert sorted(table.added_names()) == [B, bob_6]
+
+
+def test_who_is_removed_is_gone_under_the_name_that_nobody_added_too() -> None:
+    net = FakeNet()
+    bob_6, alice_6 = ("fd00::2", 1002), ("fd00::1", 1001)
+    alice, bob = net.node(A, alias=alice_6), net.node(B, alice_6, alias=bob_6)
+    assert net.run_until(lambda: alice.is_ready(bob_6))
+    alice.add_peer(B)
+    assert net.run_until(lambda: alice.is_ready(B))
+    alice.remove_peer(B)
+    assert not alice.node.table.by_name
+    net.run(0.1)
+    assert bob.node.counters["goodbyes"] == 1
+
+
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_stranger_that_is_silent_is_not_looked_for_for_ever(waits: bool) -> None:
     net = FakeNet()
