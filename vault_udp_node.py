@@ -118,6 +118,8 @@ class Node(Upkeep):
         """Put `address` on the list of those we talk to, bound to the identity `supplied` if given."""
         peer = self._named(address, supplied, now) or self.new_peer(address)
         self.table.mark_added(peer)
+        if peer.met_at == address:
+            peer.met_at = None
         if supplied is not None:
             bound_to = peer.identity or peer.supplied  # what waits may be for who has not shown himself yet
             if bound_to and bound_to != supplied:

@@ -246,7 +246,7 @@ class PeerTable:
 
     def mark_added(self, peer: Peer) -> None:
         """The user has named this peer: it is no stranger any more."""
-        peer.added, peer.met_at = True, None
+        peer.added = True
         self.keep(peer)
 
     def keep(self, peer: Peer) -> None:

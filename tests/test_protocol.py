@@ -22,6 +22,7 @@ from vault_udp_keys import LocalKeys
 from vault_udp_rate_limit import RateLimiter
 
 A, B, C, X = ("10.0.0.1", 1001), ("10.0.0.2", 1002), ("10.0.0.3", 1003), ("10.0.0.9", 9)
+ALICE_6, BOB_6 = ("fd00::1", 1001), ("fd00::2", 1002)
 
 
 def two_in_session(seed: int = 0, **options: Any) -> tuple[FakeNet, Host, Host]:
@@ -232,11 +233,11 @@ def test_what_is_sent_after_a_goodbye_is_for_whoever_comes() -> None:
 
 def test_a_message_for_an_address_that_nobody_added_finds_who_is_known_by_another() -> None:
     net = FakeNet()
-    bob = net.node(B, alias=("fd00::2", 1002))
-    alice = net.node(A, B, alias=("fd00::1", 1001))
+    bob = net.node(B, alias=BOB_6)
+    alice = net.node(A, B, alias=ALICE_6)
     assert net.run_until(lambda: both_ready(alice, bob))
     for number in range(3):
-        alice.send(("fd00::2", 1002), b"%d" % number)
+        alice.send(BOB_6, b"%d" % number)
         assert net.run_until(lambda: bob.received[-1:] == [(A, b"%d" % number)], limit=2)  # noqa: B023
     assert alice.node.table.added_names() == [B]
 
@@ -256,36 +257,43 @@ def test_what_waits_for_a_lost_peer_goes_to_where_it_is_back() -> None:
     assert bob.messages_from(A) == [b"%d" % number for number in range(50)]
 
 
-def test_names_that_nobody_added_are_known_and_not_listed() -> None:
+def added_by_another_name() -> tuple[FakeNet, Host, Host]:
+    """Bob has come to Alice by himself, from his IPv6 address; she has added the other one then."""
     net = FakeNet()
-    bob_6, alice_6 = ("fd00::2", 1002), ("fd00::1", 1001)
-    alice, bob = net.node(A, alias=alice_6), net.node(B, alice_6, alias=bob_6)
-    assert net.run_until(lambda: alice.is_ready(bob_6))
+    alice, bob = net.node(A, alias=ALICE_6), net.node(B, ALICE_6, alias=BOB_6)
+    assert net.run_until(lambda: alice.is_ready(BOB_6))
     alice.add_peer(B)
     assert net.run_until(lambda: alice.is_ready(B))
+    return net, alice, bob
+
+
+def test_names_that_nobody_added_are_known_and_not_listed() -> None:
+    net, alice, bob = added_by_another_name()
+    alice.add_peer(B)
     table = alice.node.table
-    assert alice.peer(B) is alice.peer(bob_6)
-    assert (table.added_names(), table.is_added(B), table.is_added(bob_6)) == ([B], True, False)
-    alice.send(bob_6, b"by its first name")
+    assert alice.peer(B) is alice.peer(BOB_6)
+    assert (table.added_names(), table.is_added(B), table.is_added(BOB_6)) == ([B], True, False)
+    alice.send(BOB_6, b"by its first name")
     net.run(1)
     assert bob.received[-1][1] == b"by its first name"
     bob.stop()
     net.run(5)
     assert list(table.by_name) == [B], "it is looked for where it was added"
-    bob.restart(alice_6)
+    bob.restart(ALICE_6)
     assert net.run_until(lambda: alice.is_ready(B), limit=20)
-    alice.add_peer(bob_6)
-    assert net.run_until(lambda: alice.is_ready(bob_6), limit=20)
-    assert sorted(table.added_names()) == [B, bob_6]
+    alice.add_peer(BOB_6)
+    assert net.run_until(lambda: alice.is_ready(BOB_6), limit=20)
+    assert sorted(table.added_names()) == [B, BOB_6]
+
+
+def test_a_name_that_nobody_added_may_be_added_later() -> None:
+    _, alice, _ = added_by_another_name()
+    alice.add_peer(BOB_6)
+    assert sorted(alice.node.table.added_names()) == [B, BOB_6]
 
 
 def test_who_is_removed_is_gone_under_the_name_that_nobody_added_too() -> None:
-    net = FakeNet()
-    bob_6, alice_6 = ("fd00::2", 1002), ("fd00::1", 1001)
-    alice, bob = net.node(A, alias=alice_6), net.node(B, alice_6, alias=bob_6)
-    assert net.run_until(lambda: alice.is_ready(bob_6))
-    alice.add_peer(B)
-    assert net.run_until(lambda: alice.is_ready(B))
+    net, alice, bob = added_by_another_name()
     alice.remove_peer(B)
     assert not alice.node.table.by_name
     net.run(0.1)
@@ -372,13 +380,13 @@ def test_goodbye_ends_the_session_at_once() -> None:
 
 def test_one_process_under_two_addresses_is_one_peer() -> None:
     net = FakeNet()
-    bob = net.node(B, alias=("fd00::2", 1002))
-    alice = net.node(A, B, ("fd00::2", 1002), alias=("fd00::1", 1001))
+    bob = net.node(B, alias=BOB_6)
+    alice = net.node(A, B, BOB_6, alias=ALICE_6)
     alice.send(B, b"over v4")
-    alice.send(("fd00::2", 1002), b"over v6")
+    alice.send(BOB_6, b"over v6")
     net.run(5)
     assert sorted(message for _, message in bob.received) == [b"over v4", b"over v6"]
-    assert alice.peer(B) is alice.peer(("fd00::2", 1002))
+    assert alice.peer(B) is alice.peer(BOB_6)
     assert alice.mode(B) == "session"
 
 
