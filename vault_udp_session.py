@@ -378,12 +378,11 @@ class Session(Channel):
         if ping is None or peer_time is None or now - ping.sent_at > PING_VALID:
             return
         self._measure(peer_time / 1000, ping.sent_at, now)
-        if not pair.opened and ping.address == source:
-            self._first_opened(pair, now)
         if ping.address == source:
+            if not pair.opened:
+                self._first_opened(pair, now)
             self.lost = False
-            if source != self.endpoint:
-                self.move_to(source)
+            self.move_to(source)
         if ping.address == self.endpoint and self._path is not None:
             self._path.answered(ping.size, now - ping.sent_at, now)
             self._follow(self._path)
