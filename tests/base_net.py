@@ -116,6 +116,19 @@ class Nets:
             assert all(len(data) in {512, *SEALED_SIZES} or read_clear(data) for data in ours)
 
 
+def keys_tried_by(us: Host, monkeypatch: pytest.MonkeyPatch) -> list[Address]:
+    """By the address of its owner, each key that a datagram is tried with from now on."""
+    tried: list[Address] = []
+    actual = us.encryption.open
+
+    def count(datagram: bytes, addr: Address) -> bytes:
+        tried.append(addr)
+        return actual(datagram, addr)
+
+    monkeypatch.setattr(us.encryption, "open", count)
+    return tried
+
+
 def read_clear(datagram: bytes) -> dict[str, Any] | None:
     """The members of an announcement in clear, v2 or v1; other clear bodies as they are; None if sealed."""
     try:

@@ -29,6 +29,7 @@ from base_net import (
     both_know,
     connected,
     exchange,
+    keys_tried_by,
     read_clear,
     sent_by,
     with_application_keys,
@@ -586,14 +587,7 @@ def test_the_trial_of_source_ports_is_bounded(new_net: Nets, monkeypatch: pytest
         us.arrive((THEIRS[0], port), BasePeer(2, port, EPOCH).announcement())
         net.run(1)
     assert len(us.node.base.links) == 40
-    opened: list[Address] = []
-    actual = us.encryption.open
-
-    def counted(datagram: bytes, addr: Address) -> bytes:
-        opened.append(addr)
-        return actual(datagram, addr)
-
-    monkeypatch.setattr(us.encryption, "open", counted)
+    opened = keys_tried_by(us, monkeypatch)
     us.arrive((THEIRS[0], 999), b"\xff" * SEALED_SIZE)
     assert len(opened) == 32
     for _ in range(100):

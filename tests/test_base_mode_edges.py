@@ -24,6 +24,7 @@ from base_net import (
     clear_announcement_of,
     connected,
     exchange,
+    keys_tried_by,
     read_clear,
     sent_by,
     with_application_keys,
@@ -437,14 +438,7 @@ def test_what_comes_from_a_port_that_many_have_sent_from_is_tried_with_four_keys
     for index in range(6):
         assert behind.heard(index, f"of {index}")
     monkeypatch.setattr(us.node.base._trials, "allow", lambda *_: False)
-    tried: list[Address] = []
-    actual = us.encryption.open
-
-    def count(datagram: bytes, addr: Address) -> bytes:
-        tried.append(addr)
-        return actual(datagram, addr)
-
-    monkeypatch.setattr(us.encryption, "open", count)
+    tried = keys_tried_by(us, monkeypatch)
     us.arrive(behind.source, b"\xff" * SEALED_SIZE)
     assert tried == [(THEIRS[0], port) for port in (7006, 7005, 7004, 7003)]
     monkeypatch.undo()
