@@ -183,10 +183,16 @@ class Introductions:
             raise PacketError("own_datagram")
         if not self._state.local.is_own_nonce(hello.echo, source, now):
             self._state.counters["hello_without_echo"] += 1
-            self._send_hello(source, now, echo=hello.nonce)
+            self._answer(hello, source, now)
             return
         if hello.to_sign not in (NO_KEY, self._state.local.sign_public):
             raise PacketError("misaddressed")
+        if not (self._names_us(hello) or self._is_awaited(source)):
+            # It only answers us, as does anybody whom a third party leads us to ask. Who has met somebody at
+            # our address is to know that it is we who are there.
+            if hello.holds != NO_KEY:
+                self._answer(hello, source, now)
+            raise PacketError("unasked_answer")
         if not proof_is_good(hello, announcement.hello, announcement.proof):
             raise PacketError("bad_proof")
         if crypto.is_low_order(hello.enc):
@@ -195,6 +201,29 @@ class Introductions:
         if peer is not None:
             self._check_room_for_pairs(peer)
             self._accept_hello(peer, hello, source, now)
+
+    def _answer(self, hello: Hello, source: Address, now: float) -> None:
+        """Answer a hello that nobody has verified: only whom we know there already is answered by name."""
+        peer = self._state.table.at(source)
+        known, holds = b"", b""
+        if peer is not None:
+            known = peer.expected_identity
+            if peer.session.send is not None:
+                # Not a key that was only announced: another's can be.
+                holds = peer.session.send.theirs
+        to_sign = known if known == hello.sign else b""
+        self._send_hello(source, now, echo=hello.nonce, holds=holds, to_sign=to_sign)
+
+    def _names_us(self, hello: Hello) -> bool:
+        """Whether its sender has met us: an end that only answers knows nobody."""
+        local = self._state.local
+        ours = (local.current, local.previous)
+        return hello.to_sign == local.sign_public or any(key and hello.holds == key.public for key in ours)
+
+    def _is_awaited(self, source: Address) -> bool:
+        """Whether we want to hear of whoever is at `source`."""
+        peer = self._state.table.at(source)
+        return peer is not None and (peer.kept or bool(peer.queue) or peer.session.send is not None)
 
     def _check_room_for_pairs(self, peer: Peer) -> None:
         # Sessions that came and went leave their replay windows behind until two rotations have wiped our
@@ -210,7 +239,9 @@ class Introductions:
                 continue
             if other.session.send is None:
                 # Nothing has opened there: somebody in between may have passed on what both ends said. It is
-                # this address that has an answer now.
+                # this address that has an answer now; but first who was added has time to show its keys.
+                if other.kept and other.session.coming_up and (peer is None or not peer.kept):
+                    raise PacketError("pair_of_another")
                 other.session.close()
                 if not other.added:
                     self._state.table.forget(other)
@@ -375,7 +406,7 @@ class Introductions:
         if peer.host is not None and not self._hosts.may_announce(peer, now):
             return
         session = peer.session
-        fields = {"echo": session.peer_nonce, "holds": session.enc, "to_sign": peer.supplied or b""}
+        fields = {"echo": session.peer_nonce, "holds": session.enc, "to_sign": peer.expected_identity}
         if now >= peer.announced_since + ANNOUNCEMENT_CYCLE:
             if not peer.added and not peer.queue:
                 peer.announce_at = NEVER  # a stranger is looked for through one cycle, or while data waits

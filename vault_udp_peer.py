@@ -165,6 +165,11 @@ class Peer:
         return self.identity if self.proven else b""
 
     @property
+    def expected_identity(self) -> bytes:
+        """Whom we speak to here: who was supplied, or whose session key we hold; empty for whoever it is."""
+        return self.supplied or (self.session.sign if self.session.enc else b"")
+
+    @property
     def listens_at(self) -> Address:
         """The address under which base mode knows the peer; its name, as long as its host is not found."""
         return self.host.place or self.name if self.host is not None else self.name

@@ -146,6 +146,11 @@ class Session(Channel):
         return self.send is not None and not self.lost
 
     @property
+    def coming_up(self) -> bool:
+        """Keys were just exchanged: an answer under them may be on its way."""
+        return any(not pair.opened and pair.confirms < CONFIRMS_BEFORE_DOUBT for pair in self.pairs)
+
+    @property
     def coalesce(self) -> bool:
         """The peer understands several messages in one body."""
         return bool(self.flags & self.local.flags & FLAG_COALESCE)

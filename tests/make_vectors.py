@@ -411,10 +411,11 @@ def refused_hellos() -> Iterator[Refusal]:
     echo = alice.nonce_for(MALLORY, time)
 
     def hello(end: Identity = mallory, size: int = 512, echo: bytes = echo, **fields: Any) -> bytes:
+        fields.setdefault("to_sign", me.sign)
         return clear(hello_members(end, hello_blob(end, echo, **fields)), size)
 
-    altered = hello_members(mallory, hello_blob(mallory, echo))
-    altered["hello"] = b64(hello_blob(mallory, echo, epoch=1))
+    altered = hello_members(mallory, hello_blob(mallory, echo, to_sign=me.sign))
+    altered["hello"] = b64(hello_blob(mallory, echo, epoch=1, to_sign=me.sign))
     cases = [
         ("no echo", "hello_without_echo", hello(echo=bytes(16))),
         ("the echo of another address", "hello_without_echo", hello(echo=alice.nonce_for(BOB, time))),
@@ -423,6 +424,7 @@ def refused_hellos() -> Iterator[Refusal]:
         ("another label", "bad_announcement", hello(label=b"py-vault-udp/3 hello\0\0\0\0")),
         ("a low-order session key", "bad_announcement", hello(enc=bytes(32))),
         ("addressed to another identity", "misaddressed", hello(to_sign=bob.sign)),
+        ("an answer to what we did not ask", "unasked_answer", hello(to_sign=bytes(32))),
         ("altered after signing", "bad_proof", clear(altered)),
         ("another's identity", "bad_proof", hello(sign=bob.sign)),
         ("our own identity", "own_datagram", hello(me)),

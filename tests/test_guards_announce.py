@@ -42,10 +42,11 @@ def test_a_lost_session_goes_on_where_its_peer_has_moved() -> None:
 
 @pytest.mark.parametrize("added", [True, False])
 def test_where_nothing_has_opened_makes_way_for_where_the_peer_is(added: bool) -> None:
-    _, host, rogue = rogue_and_host()
+    net, host, rogue = rogue_and_host()
     if added:
         host.add_peer(B)
     rogue.shake_hands(B)
+    net.run(1 if added else 0)
     rogue.come_up(C)
     assert host.mode(B) == ("waiting for keys" if added else "unknown")
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 from base_net import OURS, THEIRS, BaseHost, clear_announcement_of
-from fakenet import EPOCH, Address, FakeNet, Outsider, both_ready
+from fakenet import EPOCH, Address, FakeNet, both_ready
 from loopback import Collector, address_of, eventually, pair
+from test_protocol_edges import GOT, C, Rogue, rogue_and_host
 from test_reviewed_attacks import A, B, base_announcement, encryption_on
 
 import vault_udp_control as control_format
 import vault_udp_packet as packet
 import vault_udp_socket_helper as crypto
-from vault_udp_keys import NO_KEY, Hello, LocalKeys, read_hello_untrusted
+from vault_udp_keys import NO_KEY, Hello, LocalKeys, SessionKey, read_hello_untrusted
 
 
 @pytest.mark.parametrize("size", [370, 1393])
@@ -48,10 +49,11 @@ def test_nobody_locks_a_v1_peer_out_by_repeating_its_announcement_as_v2() -> Non
 
 
 class Shower:
-    """Shows Alice hellos of Bob's at an address of the attacker's, off the path between the two.
+    """Shows Alice hellos of Bob's at an address of the attacker's.
 
-    Bob signs any nonce that he is asked with: also the one that Alice has for that address. So to Alice it is
-    Bob's, as far as hellos go, and what he sends opens there.
+    He sees what Bob sends to Alice, and is faster than it. To Bob he passes on what Alice has answered him,
+    in her name; so Bob names her, and signs her nonce for the attacker's address. To Alice it is Bob's then,
+    as far as hellos go.
     """
 
     def __init__(self, net: FakeNet, *, passes_on: bool = False) -> None:
@@ -59,27 +61,31 @@ class Shower:
         self.address = ("10.0.0.66", 1)
         self._passes_on = passes_on
         self._keys = LocalKeys(bytes([7]) * 32, 0.0, EPOCH)
-        self._nonce = bytes(16)
-        self.to_alice, self.to_bob = net.outsider(self.address), net.outsider(("10.0.0.67", 1))
-        self.to_alice.on_datagram, self.to_bob.on_datagram = self._from_alice, self._from_bob
-        net.every(3, lambda: self._ask(self.to_alice, A, bytes(16)), until=300)
-        net.every(0.02, lambda: self._ask(self.to_bob, B, self._nonce), until=300)
+        self._from_alice = b""
+        self.to_alice = net.outsider(self.address)
+        self.to_alice.on_datagram = self._answered
+        self._send, net.send = net.send, self._seen  # type: ignore[method-assign,assignment]
+        net.every(3, self._ask, until=300)
+        net.every(0.02, lambda: net.inject(A, B, self._from_alice), until=300)
 
-    def _ask(self, end: Outsider, target: Address, nonce: bytes) -> None:
+    def _ask(self) -> None:
         keys = self._keys.sign_public, self._keys.current.public, NO_KEY, NO_KEY
-        hello = crypto.bytes_to_b64_str(Hello(0, 0, 0.0, *keys, nonce, bytes(16)).pack())
+        hello = crypto.bytes_to_b64_str(Hello(0, 0, 0.0, *keys, bytes(16), bytes(16)).pack())
         members = {"hello": hello, "proof": crypto.bytes_to_b64_str(bytes(64))}
-        end.send(target, control_format.make_announcement_body(members, 512))
+        self.to_alice.send(A, control_format.make_announcement_body(members, 512))
 
-    def _from_alice(self, _: Address, datagram: bytes) -> None:
+    def _answered(self, _: Address, datagram: bytes) -> None:
         if packet.looks_clear(datagram):
-            self._nonce = hello_in(datagram).nonce
+            self._from_alice = datagram
         elif self._passes_on:
             self.net.inject(self.address, B, datagram)  # unread
 
-    def _from_bob(self, _: Address, datagram: bytes) -> None:
-        if hello_in(datagram).echo == self._nonce:
-            self.net.inject(self.address, A, datagram)
+    def _seen(self, src: Address, dst: Address, datagram: bytes) -> None:
+        if (src, dst) == (B, A) and self._from_alice and packet.looks_clear(datagram):
+            is_for_us = hello_in(datagram).echo == hello_in(self._from_alice).nonce
+            if is_for_us:
+                self.net.inject(self.address, A, datagram)
+        self._send(src, dst, datagram)
 
 
 def hello_in(datagram: bytes) -> Hello:
@@ -131,14 +137,162 @@ def test_nobody_takes_a_session_over_by_showing_its_new_key_first(passes_on: boo
 
 def test_a_hello_alone_shows_no_identity() -> None:
     net = FakeNet(seed=1, delay=0.05)
-    alice, bob = net.node(A), net.node(B)
-    shower = Shower(net)
+    alice, bob = net.node(A), net.node(B, A)
+    net.hook = lambda datagram: net.route(datagram) if packet.looks_clear(datagram.data) else []
     net.run(2)
-    entry = alice.peer(shower.address)
+    entry = alice.peer(B)
     assert (entry.identity, entry.proven_identity) == (bob.sign_public, b"")
-    alice.add_peer(B)
+    net.hook = net.route
     assert net.run_until(lambda: both_ready(alice, bob))
     assert alice.peer(B).proven_identity == bob.sign_public
+
+
+def asking(nonce: bytes, sign: bytes = b"", enc: bytes = b"") -> bytes:
+    """An announcement that anybody can make: nothing of it is true, and it wants to be answered."""
+    keys = LocalKeys(bytes([7]) * 32, 0.0, EPOCH)
+    fields = sign or keys.sign_public, enc or keys.current.public, NO_KEY, NO_KEY, nonce, bytes(16)
+    hello = crypto.bytes_to_b64_str(Hello(0, 0, 0.0, *fields).pack())
+    members = {"hello": hello, "proof": crypto.bytes_to_b64_str(bytes(64))}
+    return control_format.make_announcement_body(members, 512)
+
+
+@pytest.mark.parametrize("forged", [b"\x01" * 512, asking(bytes(16))])
+def test_nobody_introduces_two_ends_that_do_not_know_each_other(forged: bytes) -> None:
+    net = FakeNet(delay=0.02)
+    alice, bob = net.node(A), net.node(B)
+    net.inject(B, A, forged)
+    net.run(300)
+    assert len(net.sent) <= 2
+    assert alice.node.table.by_name == bob.node.table.by_name == {}
+    assert alice.node.counters["unasked_answer"] + bob.node.counters["unasked_answer"] == 1
+
+
+@pytest.mark.parametrize("in_session", [False, True])
+def test_what_an_end_answers_to_anybody_is_nobodys_to_show_elsewhere(in_session: bool) -> None:
+    """Bob signs any nonce that he is asked with, also Alice's for the attacker's address.
+
+    The attacker asks in the name of Alice, with her keys for his own, from an address where Bob has met
+    nobody, or one with whom he is in a session.
+    """
+    net = FakeNet(delay=0.02)
+    alice, bob = net.node(A), net.node(B)
+    mallory = net.node(("10.0.0.66", 1), B)
+    assert net.run_until(lambda: both_ready(mallory, bob))
+    if not in_session:
+        mallory.remove_peer(B)
+        net.run(1)
+    net.detach(mallory.address)
+    evil = net.outsider(mallory.address)
+    evil.send(A, asking(bytes(16)))
+    net.run(1)
+    shown = hello_in(evil.received[-1][1])
+    net.inject(mallory.address, B, asking(shown.nonce, shown.sign, shown.enc))
+    net.run(1)
+    answers = [datagram for source, datagram in evil.received if source == B and packet.looks_clear(datagram)]
+    assert hello_in(answers[-1]).echo == shown.nonce
+    net.inject(mallory.address, A, answers[-1])
+    assert alice.node.table.by_name == {}
+    assert alice.node.counters["unasked_answer"] == 1
+
+
+def test_an_end_does_not_name_a_key_that_was_only_announced() -> None:
+    """Who is in a session with Bob announces Alice's key as his next one, and shows her the answer."""
+    net = FakeNet()
+    alice, bob = net.node(A), net.node(B)
+    rogue, place = Rogue(net, bob), ("10.0.0.66", 1)
+    rogue.come_up(place)
+    net.run(2)
+    key = SessionKey(1)
+    key.public = alice.node.local.current.public
+    rogue.shake_hands(place, key)
+    assert bob.peer(place).session.enc == key.public
+    nonce = alice.node.local.nonce_for(place, alice.now)
+    end = rogue.end(place)
+    end.send(B, asking(nonce))
+    net.run(0.1)
+    answer = next(datagram for _, datagram in end.received if packet.looks_clear(datagram))
+    assert hello_in(answer).echo == nonce
+    net.inject(place, A, answer)
+    assert alice.node.counters["unasked_answer"] == 1
+    assert alice.node.table.by_name == {}
+
+
+def test_a_pair_does_not_open_by_what_comes_from_where_no_hello_has_come_from() -> None:
+    """Somebody has shown the hello at his address, and what its maker sends comes from the maker's own."""
+    _, host, rogue = rogue_and_host()
+    pair = rogue.shake_hands(C)
+    for _ in range(3):
+        host.arrive(B, rogue.sealed(pair, GOT))
+    assert host.mode(C) == "waiting for keys"
+    host.arrive(C, rogue.sealed(pair, GOT))
+    assert host.mode(C) == "session"
+
+
+@pytest.mark.parametrize("is_rotated", [False, True])
+def test_who_holds_our_key_has_met_us_also_if_he_does_not_name_us(is_rotated: bool) -> None:
+    net, host, rogue = rogue_and_host()
+    end = rogue.end(B)
+    end.send(host.address, asking(bytes(16)))
+    net.run(0.1)
+    answer = hello_in(end.received[0][1])
+    if is_rotated:
+        host.node.local.rotate()
+    for holds, strangers in ((bytes(31) + b"1", 0), (answer.enc, 1)):
+        hello = rogue.hello(rogue.local.current, echo=answer.nonce, holds=holds)
+        host.arrive(B, control_format.make_announcement_body(rogue.signed(hello), 512))
+        assert host.node.table.strangers == strangers
+
+
+def test_who_has_become_somebody_else_is_made_known_to_strangers_in_session() -> None:
+    """Sooner than by his silence."""
+    net = FakeNet(delay=0.02)
+    server, client = net.node(A), net.node(B, A)
+    assert net.run_until(lambda: both_ready(server, client))
+    client.kill()
+    net.node(B)
+    server.send(B, b"to whom it was")
+    assert net.run_until(lambda: "lost" in server.kinds_of_events(B), limit=4)
+
+
+def test_keys_of_the_application_do_for_being_awaited() -> None:
+    net = FakeNet(delay=0.02)
+    alice, bob = net.node(A), net.node(B)
+    keys = bob.encryption.enc_public_key, bob.encryption.sign_public_key
+    alice.encryption.update_peer_keys(B, *keys)
+    alice._carry_out()
+    assert net.run_until(lambda: both_ready(alice, bob), limit=1)
+
+
+class Showman:
+    """Has Bob sign Alice's nonces for an address off their path, and shows her that."""
+
+    def __init__(self, net: FakeNet) -> None:
+        self._net = net
+        self._end = net.outsider(("10.0.0.66", 1))
+        self._end.on_datagram = self._show
+        net.every(3, lambda: self._end.send(A, asking(b"n" * 16)), until=30)
+
+    def _show(self, source: Address, datagram: bytes) -> None:
+        if packet.looks_clear(datagram):
+            if source == A:
+                self._end.send(B, asking(hello_in(datagram).nonce))
+            else:
+                self._net.inject(self._end.address, A, datagram)
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.1])
+def test_a_server_shows_messages_under_the_address_of_who_sent_them(loss: float) -> None:
+    for seed in range(8):
+        net = FakeNet(seed, delay=0.05, loss=loss, jitter=0.02 if loss else 0.0)
+        server, client = net.node(A), net.node(B)
+        Showman(net)
+        net.run(2 + seed * 0.37)
+        client.add_peer(A)
+        client.send(A, *[b"%d" % number for number in range(20)])
+        net.run(20)
+        assert {address for address, _ in server.received} == {B}
+        assert len(server.received) >= 10
+        assert server.node.counters["unasked_answer"] > 0
 
 
 @pytest.mark.parametrize("with_message", [True, False])

@@ -21,7 +21,7 @@ import vault_udp_socket_helper as crypto
 from vault_udp_address import canonical_host, is_host
 from vault_udp_control import read_announcement, read_json
 from vault_udp_keys import read_hello_untrusted
-from vault_udp_packet import read_body
+from vault_udp_packet import looks_clear, read_body
 from vault_udp_resolver import MAX_THREADS, Resolver
 from vault_udp_socket import InvalidArgumentError, UDPSocketClass
 
@@ -606,9 +606,8 @@ def test_a_stranger_with_another_key_stays_one(net: FakeNet) -> None:
 def test_a_stranger_without_a_session_makes_way(net: FakeNet) -> None:
     net.names["host.example"] = ["10.0.0.2"]
     alice, bob = net.node(A), net.node(B)
-    net.hook = lambda datagram: net.route(datagram) if len(datagram.data) == 512 else []  # hellos only
-    alice.node._introductions._send_hello(B, alice.now)
-    alice._carry_out()
+    net.hook = lambda datagram: net.route(datagram) if looks_clear(datagram.data) else []
+    bob.add_peer(A)
     net.run(0.5)
     assert alice.node.table.strangers == 1
     net.hook = net.route

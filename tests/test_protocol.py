@@ -18,7 +18,7 @@ import vault_udp_socket_helper as crypto
 from vault_udp_address import Address
 from vault_udp_announce import UNKNOWN_TAGS_ANSWERED_PER_SECOND
 from vault_udp_encryption import VaultAsymmetricEncryption
-from vault_udp_keys import LocalKeys
+from vault_udp_keys import LocalKeys, read_hello_untrusted
 from vault_udp_rate_limit import RateLimiter
 
 A, B, C, X = ("10.0.0.1", 1001), ("10.0.0.2", 1002), ("10.0.0.3", 1003), ("10.0.0.9", 9)
@@ -741,9 +741,11 @@ class HelloMaker:
         self.end.send(B, self.datagram())
         net.run(0.01)
         answer = control_format.read_json(packet.read_body(self.end.received[0][1]).control)
-        self.echo = crypto.b64_str_to_bytes(answer["hello"])[166:182]
+        answered = read_hello_untrusted(crypto.b64_str_to_bytes(answer["hello"]))
+        self.echo, self.theirs = answered.nonce, answered.sign
 
     def datagram(self, spoil_proof: bool = False, **fields: bytes) -> bytes:
+        fields = {"to_sign": self.theirs, **fields} if "echo" in fields else fields
         members = self.local.hello_members(B, 0.0, **fields)
         if spoil_proof:
             members["proof"] = crypto.bytes_to_b64_str(bytes(64))
@@ -1037,9 +1039,11 @@ def test_every_altered_byte_of_every_kind_is_harmless(kind: str, monkeypatch: py
         bob = net.node(B)
         seen = len(net.sent)
         net.inject(A, B, kinds_of_datagrams()["announcement"])
-        echo = control_format.read_json(packet.read_body(net.sent[seen].data).control)["hello"]
-        nonce = crypto.b64_str_to_bytes(echo)[166:182]
-        members: dict[str, Any] = alice.node.local.hello_members(B, alice.now, echo=nonce)
+        text = control_format.read_json(packet.read_body(net.sent[seen].data).control)["hello"]
+        answer = read_hello_untrusted(crypto.b64_str_to_bytes(text))
+        members: dict[str, Any] = alice.node.local.hello_members(
+            B, alice.now, echo=answer.nonce, to_sign=answer.sign
+        )
         if kind != "hello":
             members.update(alice.encryption.base_members(1001))
         if kind == "hello":

@@ -49,7 +49,7 @@ class Rogue:
         fields = Hello._make(struct.unpack(">24sHIQ32s32s32s32s16s16s", answer.hello)[1:])
         self.theirs = fields.sign
         end.received.clear()
-        self._send_hello(end, blob._replace(echo=fields.nonce))
+        self._send_hello(end, blob._replace(echo=fields.nonce, to_sign=fields.sign))
         return Pair(self.local, fields.sign, key, fields.enc)
 
     def end(self, address: Any) -> Outsider:

@@ -402,11 +402,11 @@ def test_a_hello_replayed_while_a_newer_one_is_confirmed_does_no_harm() -> None:
 # -------------------------------------------------------------------------------------------- a flood of logs
 
 
-def hello(net: FakeNet, number: int, echo: bytes) -> bytes:
+def hello(net: FakeNet, number: int, echo: bytes, to_sign: bytes = NO_KEY) -> bytes:
     """A short announcement of an identity that has that number."""
     seed, enc = number.to_bytes(32, "big"), crypto.enc_public_of(crypto.new_enc_private())
     sign = crypto.sign_public_of(seed)
-    blob = Hello(2, 0, EPOCH + net.now, sign, enc, NO_KEY, NO_KEY, bytes(16), echo).pack()
+    blob = Hello(2, 0, EPOCH + net.now, sign, enc, to_sign, NO_KEY, bytes(16), echo).pack()
     proof = crypto.sign_detached(seed, blob)
     members = {"hello": crypto.bytes_to_b64_str(blob), "proof": crypto.bytes_to_b64_str(proof)}
     return control_format.make_announcement_body(members, control_format.SHORT_ANNOUNCEMENT_SIZE)
@@ -429,7 +429,7 @@ def test_new_identities_at_one_address_make_no_lines_and_no_events(caplog: pytes
     echo = echo_for(net, evil)
     with caplog.at_level(logging.INFO):
         for number in range(2, 200):
-            net.inject(EVIL, A, hello(net, number, echo))
+            net.inject(EVIL, A, hello(net, number, echo, alice.sign_public))
             net.run(0.01)
     assert len(caplog.records) <= 3
     assert alice.events == []
@@ -580,7 +580,7 @@ def test_of_many_refused_identities_a_few_are_told_between_two_rotations() -> No
     for expected in (8, 16):
         echo = echo_for(net, evil)
         for number in range(2, 50):
-            net.inject(EVIL, A, hello(net, number, echo))
+            net.inject(EVIL, A, hello(net, number, echo, alice.sign_public))
             net.run(0.05)
         assert alice.kinds_of_events(EVIL) == ["rejected"] * expected
         net.run(64)

@@ -319,7 +319,8 @@ def test_strangers_with_valid_echoes_leave_no_more_than_their_pending_entries(
         # One attacker with many addresses, each with an identity of its own, none of which ever confirms.
         source, local = (f"12.0.0.{number}", PORT), LocalKeys(os_bytes(net.rng, 32), 0.0, EPOCH)
         for echo in (b"", server.node.local.nonce_for(source, server.now)):
-            body = control_format.make_announcement_body(local.hello_members(SERVER, 0.0, echo=echo), 512)
+            members = local.hello_members(SERVER, 0.0, echo=echo, to_sign=server.sign_public)
+            body = control_format.make_announcement_body(members, 512)
             net.inject(source, SERVER, body)
         assert_bounded(server)
     assert len(server.node.table._pending) == 20
