@@ -106,28 +106,35 @@ class Channel:
     # ------------------------------------------------------------------------------------ control messages
 
     def _confirm(
-        self, pair: Pair, got: bool, now: float, echo: bytes = b"", body_size: int | None = None
+        self,
+        pair: Pair,
+        got: bool,
+        now: float,
+        echo: bytes = b"",
+        body_size: int | None = None,
+        to: Address | None = None,
+        **others: bool,
     ) -> None:
-        if not got:
-            size = body_size or self.body_size
-            self._control(pair, self._ping_members(self.endpoint, size, now), now, body_size=size)
-            return
-        members: dict[str, object] = {"type": "confirm", "got": True}
+        address, size = to or self.endpoint, body_size or self.body_size
+        members: dict[str, object] = {"type": "confirm", "got": got}
         if echo:
             members["echo"] = crypto.bytes_to_b64_str(echo)
+        if not got:
+            members["nonce"] = crypto.bytes_to_b64_str(self._new_ping(address, size, now))
         members["time"] = round(self.local.session_time(now) * 1000)
-        self._control(pair, members, now, body_size=body_size)
+        members.update(others)
+        self._control(pair, members, now, address, size)
 
-    def _ping_members(self, address: Address, size: int, now: float) -> dict[str, object]:
-        nonce = crypto.random_bytes(16)
+    def _new_ping(self, address: Address, size: int, now: float) -> bytes:
+        """The nonce of a ping that leaves for `address` now in a body of `size` bytes."""
         while self._pings:
             oldest = next(iter(self._pings))
             if len(self._pings) < MAX_PINGS_KEPT and now - self._pings[oldest].sent_at <= PING_VALID:
                 break
             del self._pings[oldest]
+        nonce = crypto.random_bytes(16)
         self._pings[nonce] = Ping(now, address, size)
-        time = round(self.local.session_time(now) * 1000)
-        return {"type": "confirm", "got": False, "nonce": crypto.bytes_to_b64_str(nonce), "time": time}
+        return nonce
 
     def _control(
         self,
@@ -156,7 +163,7 @@ class Channel:
             return
         self._validated, self._validated_at = address, now
         self._validations_until = earliest + VALIDATION_INTERVAL
-        self._control(pair, self._ping_members(address, body_size, now), now, address, body_size)
+        self._confirm(pair, False, now, body_size=body_size, to=address)
 
     def move_to(self, endpoint: Address) -> None:
         """Send there from now on; nothing is known of the path to another endpoint."""
@@ -219,9 +226,7 @@ class Channel:
 
     def _ask_silent(self, pair: Pair, size: int, now: float) -> None:
         """Ping a peer that we do not hear, and tell it so: it may be that what it sends is too long."""
-        members = self._ping_members(self.endpoint, size, now)
-        members["silent"] = True
-        self._control(pair, members, now, body_size=size)
+        self._confirm(pair, False, now, body_size=size, silent=True)
 
     def _question_size(self, heard: int, now: float) -> None:
         if self.local.finds_sizes:

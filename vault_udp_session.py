@@ -221,9 +221,11 @@ class Session(Channel):
         pair.order, pair.from_hello = order, from_hello
         known = self._retired.pop(pair.open_tag, holder)
         if known is not None:
-            # Same keys as before: go on with the counters. What opens may have been on its way since then, so
-            # only the answer to a ping shows that the peer holds this pair now.
-            pair.window, pair.counters, pair.needs_pong = known.window, known.counters, known is not holder
+            # Same keys as before: go on with the counters.
+            pair.window, pair.counters = known.window, known.counters
+        # A hello has just echoed our nonce. Else only an answer shows that the peer is still at the endpoint;
+        # and what opens under a pair that we had may have been on its way since then.
+        pair.needs_pong = not from_hello or known is not None
         self._make_room()
         self.pairs.append(pair)
         pair.owner = self
@@ -324,6 +326,12 @@ class Session(Channel):
         # Due at once; what opened the pair may be a CONFIRM, which is answered anyway, or needs no answer.
         pair.confirm_at = now
 
+    def _answered(self, pair: Pair, now: float) -> None:
+        """The peer has the pair, and is where we asked for it."""
+        if not pair.opened:
+            self._first_opened(pair, now)
+            pair.confirm_at = NEVER
+
     def suspect(self, now: float) -> None:
         """There are signs that the peer is gone: ping it as if it had left data unanswered."""
         if self._suspect_at == NEVER:
@@ -370,13 +378,16 @@ class Session(Channel):
             raise PacketError("bad_control")
         if pair.opened:
             pair.confirm_at = NEVER
+        echo = _nonce_member(members, "echo")
         if not got:
+            if echo and source == self.endpoint and self.local.is_own_nonce(echo, source, now):
+                self._answered(pair, now)  # our REKEY
             # No longer than the ping: it is to come through where that came through.
             self._confirm(pair, True, now, nonce, min(self.body_size, max(size, MIN_PING_BODY)))
             if silent and source == self.endpoint:
                 self._question_size(size, now)
             return
-        ping = self._pings.pop(_nonce_member(members, "echo"), None)
+        ping = self._pings.pop(echo, None)
         peer_time = member(members, "time", int)
         if peer_time is not None and not 0 <= peer_time < 1 << 64:
             raise PacketError("bad_control")
@@ -384,8 +395,7 @@ class Session(Channel):
             return
         self._measure(peer_time / 1000, ping.sent_at, now)
         if ping.address == source:
-            if not pair.opened:
-                self._first_opened(pair, now)
+            self._answered(pair, now)
             self.lost = False
             self.move_to(source)
         if ping.address == self.endpoint and self._path is not None:
@@ -411,7 +421,7 @@ class Session(Channel):
                 pair.confirms, pair.confirm_at = 0, now + retry_delay(0)
         else:
             pair = self._pair_with(self.local.current, hello.enc, self.local.current.epoch + self.epoch)
-        self._confirm(pair, False, now)
+        self._confirm(pair, False, now, hello.nonce)
 
     # ------------------------------------------------------------------------------------------ sending
 

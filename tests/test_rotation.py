@@ -6,11 +6,16 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from fakenet import FakeNet, Host, both_ready
+from fakenet import EPOCH, FakeNet, Host, both_ready
+from test_protocol_edges import GOT, C, Rogue, rogue_and_host
 
 import vault_udp_upkeep
+from vault_udp_control import read_json
+from vault_udp_keys import Pair, SessionKey
 from vault_udp_layout import make_bodies
+from vault_udp_packet import read_body
 from vault_udp_session import MOVE_PINGS
+from vault_udp_socket_helper import bytes_to_b64_str
 
 A, B = ("10.0.0.1", 1001), ("10.0.0.2", 1002)
 ROTATIONS = 20
@@ -227,7 +232,23 @@ def test_nobody_looks_for_an_answer_that_has_come() -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_data_that_opens_a_new_pair_is_confirmed(count: int) -> None:
-    """If the CONFIRMs of a rotation are lost, data under the new pair does for them, and is answered."""
+    """If the CONFIRMs of a hello are lost, data under the new pair does for them, and is answered."""
+    net, host, rogue = rogue_and_host()
+    pair = rogue.shake_hands(B)
+    bodies = make_bodies([b"first"] * count, 1393, False)
+    host.node.receive(pair.seal(bodies, EPOCH + net.now), B, host.now)
+    assert host.mode(B) == "session"
+    assert [message for _, messages in host.node.deliveries for message in messages] == [b"first"] * count
+    assert host.node.deadline() <= host.now, "it is answered at once"
+    host.node.outgoing.clear()
+    host.node.run_timers(host.now)
+    answers = [read_body(pair.open(answer)[1]).control for _, answer in host.node.outgoing]
+    assert [read_json(answer)["got"] for answer in answers] == [True]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_data_under_the_pair_of_a_rotation_is_delivered_before_it_has_opened(count: int) -> None:
+    """The other end may know already that it has; that it is still where it was, only an answer shows."""
     net = FakeNet(delay=0.01)
     bob = net.node(B, A, lifetime=60)
     alice = net.node(A, B, lifetime=3600)
@@ -241,14 +262,64 @@ def test_data_that_opens_a_new_pair_is_confirmed(count: int) -> None:
     bodies = make_bodies([b"first"] * count, bob.peer(A).session.body_size, False)
     datagrams = new_at_bob.seal(bodies, bob.node.local.session_time(bob.now))
     alice.node.receive(datagrams, B, alice.now)
-    assert new_at_alice.opened
     assert [(name, [*messages]) for name, messages in alice.node.deliveries] == [(B, [b"first"] * count)]
-    assert alice.node.deadline() <= alice.now, "it is answered at once"
-    sent = alice.node.outgoing[:]
-    alice.node.run_timers(alice.now)
-    answers = [answer for _, answer in alice.node.outgoing if answer not in [old for _, old in sent]]
-    bob.node.receive(answers, A, bob.now)
-    assert new_at_bob.opened
+    assert not new_at_alice.opened
+    net.run(0.05)
+    assert new_at_alice.opened
+    assert alice.peer(B).session.send is new_at_alice
+    assert bob.peer(A).session.send is new_at_bob
+
+
+@pytest.mark.parametrize("rotates", ["host", "peer"])
+def test_who_is_not_at_the_endpoint_any_more_does_not_follow_a_rotation(rotates: str) -> None:
+    """It goes on in the name of its former address; our new session key is told to it where it is now."""
+    net = FakeNet(seed=1)
+    host = net.node(A, lifetime=20 if rotates == "host" else 1e6)
+    rogue = Rogue(net, host)
+    old = rogue.come_up(B)
+    net.run(15)
+    if rotates == "host":
+        assert net.run_until(lambda: host.node.local.current.epoch == 1, limit=10)
+        net.run(0.1)
+        new = Pair(rogue.local, rogue.theirs, old.mine, host.node.local.current.public)
+    else:
+        new = rogue.rekey(B, old, SessionKey(1))
+    unanswered = {"type": "confirm", "got": False, "nonce": b64(16), "time": 0}
+    for control in (GOT, unanswered, {**unanswered, "echo": b64(16)}, {**GOT, "echo": b64(16), "time": 0}):
+        host.arrive(B, rogue.sealed(new, control))
+    send = host.peer(B).session.send
+    assert send is not None
+    assert send.open_tag != new._seal_tag
+    if rotates == "host":
+        net.run(25)
+        assert host.mode(B) != "session", "the old pair is gone with its key"
+    else:
+        net.run(0.1)
+        rogue.pong(B, new)
+        send = host.peer(B).session.send
+        assert send is not None
+        assert send.open_tag == new._seal_tag
+
+
+def test_an_answer_to_a_rekey_counts_from_the_endpoint_only() -> None:
+    net = FakeNet(seed=1)
+    host = net.node(A, lifetime=20)
+    rogue = Rogue(net, host)
+    old = rogue.come_up(B)
+    assert net.run_until(lambda: host.node.local.current.epoch == 1, limit=25)
+    net.run(0.1)
+    new = Pair(rogue.local, rogue.theirs, old.mine, host.node.local.current.public)
+    for place, opens in ((C, False), (B, True)):
+        echo = bytes_to_b64_str(host.node.local.nonce_for(place, host.now))
+        control = {"type": "confirm", "got": False, "nonce": b64(16), "echo": echo, "time": 0}
+        host.arrive(place, rogue.sealed(new, control))
+        send = host.peer(B).session.send
+        assert send is not None
+        assert (send.open_tag == new._seal_tag) == opens
+
+
+def b64(size: int) -> str:
+    return bytes_to_b64_str(bytes(size))
 
 
 def test_retries_that_an_answer_has_made_needless_do_not_wake_anybody_up_each() -> None:
