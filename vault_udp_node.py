@@ -249,13 +249,17 @@ class Node(Upkeep):
         except PacketError as error:
             self.count_drop(error.reason, source, now, peer=peer)
             return False
-        session.heard(pair, source, len(datagram), pair.window.highest > newest, now)
+        is_newest = pair.window.highest > newest
+        session.heard(pair, source, len(datagram), is_newest, now)
         earliest, latest = session.fresh_timestamps(now, encryption_module.MAX_MESSAGE_AGE_SECONDS)
         fresh = earliest <= timestamp <= latest
         read = read_messages(body) if fresh else None
         messages: Sequence[bytes] = ()
         try:
-            messages = read[1] if read is not None else self._read_body(peer, pair, body, source, fresh, now)
+            if read is not None:
+                messages = read[1]
+            else:
+                messages = self._read_body(peer, pair, body, source, fresh, is_newest, now)
         except PacketError as error:
             self.count_drop(error.reason, source, now, peer=peer)
         if not was_up and session.up:
@@ -276,13 +280,22 @@ class Node(Upkeep):
             self.schedule(peer)
 
     def _read_body(
-        self, peer: Peer, pair: Pair, body_bytes: bytes, source: Address, fresh: bool, now: float
+        self,
+        peer: Peer,
+        pair: Pair,
+        body_bytes: bytes,
+        source: Address,
+        fresh: bool,
+        is_newest: bool,
+        now: float,
     ) -> Sequence[bytes]:
         """Act on a body that opened, if it is control; else return its messages."""
         session, body = peer.session, packet.read_body(body_bytes)
         if body.control:
             epoch = session.epoch
             if session.receive_control(pair, body.control, source, len(body_bytes), fresh, now):
+                if not is_newest:
+                    raise PacketError("stale_hello")  # the peer has come back since, with the same keys
                 self._receive_goodbye(peer, now)
             elif session.epoch > epoch:
                 self.follow_rotation(now)

@@ -197,6 +197,33 @@ def test_a_rotation_comes_to_its_end_although_the_other_end_has_one_key_in_two_s
     assert host.mode(B) == host.mode(C) == "session"
 
 
+def test_a_goodbye_that_was_overtaken_ends_nothing() -> None:
+    """Whoever is removed and added again goes on under the same pair: its goodbye may come behind that."""
+    _, host, rogue = rogue_and_host()
+    pair = rogue.come_up(B)
+    goodbyes = [rogue.sealed(pair, {"type": "bye"}) for _ in range(3)]
+    host.arrive(B, rogue.sealed(pair, GOT))
+    for goodbye in goodbyes[:2]:
+        host.arrive(B, goodbye)
+    assert host.mode(B) == "session"
+    assert host.node.counters["stale_hello"] == 2
+    host.arrive(B, rogue.sealed(pair, {"type": "bye"}))
+    assert host.mode(B) == "unknown"
+
+
+def test_a_peer_that_is_removed_and_added_again_gets_what_is_sent_to_it_then() -> None:
+    for seed in (108, 565, 616, 640, *range(100)):
+        net = FakeNet(seed, delay=0.001, jitter=0.004)
+        alice, bob = net.node(A, B), net.node(B, *([] if seed % 3 == 0 else [A]))
+        assert net.run_until(lambda: both_ready(alice, bob), limit=20)  # noqa: B023
+        net.run(net.rng.random() * 0.02)
+        alice.remove_peer(B)
+        net.run(net.rng.random() * 0.004 if seed % 4 else 0)
+        alice.add_peer(B)
+        alice.send(B, b"again")
+        assert net.run_until(lambda: bob.messages_from(A) == [b"again"], limit=10), seed  # noqa: B023
+
+
 @pytest.mark.parametrize("member", [{"port": 0}, {"port": "x"}, {"enc_key": 5}, {"later": None}])
 def test_members_that_a_rekey_does_not_have_are_ignored(member: dict[str, Any]) -> None:
     _, host, rogue = rogue_and_host()

@@ -809,8 +809,6 @@ def test_a_removed_peer_is_forgotten_and_can_be_added_again() -> None:
         inbox = Inbox(b)
         a.remove_peer(address_of(b))
         assert a.get_peers() == []
-        # One that came late, sent by the other thread, would end the next session, and lose the message.
-        eventually(lambda: b.get_stats()["counters"].get("goodbyes") == 1, "the goodbye arrives")
         a.add_peer(address_of(b))
         a.send_data("again")
         inbox.wait_for_text("again")
