@@ -341,11 +341,14 @@ class Carrier:
                     left = [(received[decided:], source), *batches[position + 1 :]]
                     break
             outgoing, deliveries = self._take_outgoing_locked(), _taken(node.deliveries)
+            partings = _taken(node.partings)
             calls_back = deliveries or self._for_callbacks or self._delivery.keeps_messages
             self._share_deadlines_locked(now, has_time=not calls_back and len(outgoing) < 2)
             sending = self._datagrams  # another one if a callback or another thread has changed the port
         self._send_each(outgoing, sending)
         self._call_back(deliveries)
+        for event in partings:
+            self._tell(event)
         return left
 
     def _share_deadlines_locked(self, now: float, has_time: bool) -> None:

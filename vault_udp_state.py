@@ -3,7 +3,7 @@
 
 `Node` decides about datagrams and data, `Introductions` about announcements, `Hosts` about names, `Upkeep`
 about time; all work on one `NodeState`. What is to be sent, delivered, told or looked up is left in
-`outgoing`, `deliveries`, `events`, `flushable` and `lookups`, which the caller of the node takes. Every
+`outgoing`, `deliveries`, `events`, `partings`, `flushable` and `lookups`, which the caller of the node takes. Every
 datagram or message that goes nowhere is counted in `counters` by its reason.
 
 No sockets, threads or clocks; not thread-safe. `now` is seconds of the monotonic clock.
@@ -93,6 +93,8 @@ class NodeState:
         self.outgoing: list[tuple[Address, bytes]] = []
         self.deliveries: list[tuple[Address, Sequence[bytes]]] = []
         self.events: list[Event] = []
+        self.partings: list[Event] = []
+        """Events that come after what is in `deliveries`."""
         self.flushable: list[Peer] = []
         self.lookups: list[Address] = []
         """Names of hosts whose addresses are to be looked up; filled by timers only."""
@@ -124,7 +126,8 @@ class NodeState:
         """When all peers will have been told of our last rotation."""
 
     def _deliver_first(self) -> None:
-        # Who is called back for a message asks us who its sender is: nobody else may be there by then.
+        # Who is called back for a message asks us who its sender is: nobody else may be there by then. And what
+        # came before its sender was lost is delivered before that is told.
         if self.deliveries:
             self.unpacked = UNPACKED_PER_ROUND
 
@@ -303,7 +306,8 @@ class NodeState:
         """Tell that what is sent to the peer waits from now on, if it was told ready: once per loss."""
         if peer.told_ready:
             peer.told_ready = False
-            self.events.append(Event("lost", peer.name, why))
+            (self.partings if self.deliveries else self.events).append(Event("lost", peer.name, why))
+            self._deliver_first()
 
     def queue(self, peer: Peer, message: bytes, now: float) -> None:
         """Keep a message until the keys are there: at most 256 a peer, the oldest go first."""

@@ -296,10 +296,13 @@ def test_a_server_shows_messages_under_the_address_of_who_sent_them(loss: float)
 
 
 @pytest.mark.parametrize("with_message", [True, False])
-def test_a_message_is_delivered_before_somebody_else_can_have_its_senders_place(with_message: bool) -> None:
+@pytest.mark.parametrize("persistent", [True, False])
+def test_a_message_is_delivered_before_somebody_else_can_have_its_senders_place(
+    with_message: bool, persistent: bool
+) -> None:
     """Whoever is called back asks us whose the address is."""
     net = FakeNet()
-    alice, mallory = net.node(A), net.node(B, A)
+    alice, mallory = net.node(A), net.node(B, A, persistent=persistent)
     assert net.run_until(lambda: both_ready(alice, mallory))
     net.run(1)
     session = mallory.peer(A).session
@@ -310,6 +313,8 @@ def test_a_message_is_delivered_before_somebody_else_can_have_its_senders_place(
     assert B not in alice.node.table.by_name
     assert decided == 2, "all, but with a message before it what follows is looked at once that is delivered"
     assert alice.node.counters["bad_length"] == (not with_message)
+    told = [[event.kind for event in events] for events in (alice.node.events, alice.node.partings)]
+    assert told == ([[], ["lost"]] if with_message else [["lost"], []]), "the loss is told after it"
     delivered = [message for _, messages in alice.node.deliveries for message in messages]
     assert delivered == ([b"from Mallory"] if with_message else [])
 

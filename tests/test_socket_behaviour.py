@@ -814,6 +814,21 @@ def test_a_removed_peer_is_forgotten_and_can_be_added_again() -> None:
         inbox.wait_for_text("again")
 
 
+def test_a_peer_is_told_lost_after_what_it_sent_before() -> None:
+    heard: list[str] = []
+    gone = threading.Event()
+    with pair(rate_limit=None) as (a, b):
+        b.udp_peer_lost.connect(lambda addr, why: heard.append("lost"))
+        b.udp_recv_data.connect(lambda text, addr: (heard.append(text), gone.wait(PATIENCE)))
+        texts = [f"{number} {'x' * 700}" for number in range(60)]
+        for text in texts:
+            a.send_data(text)
+        a.stop()
+        gone.set()
+        eventually(lambda: "lost" in heard, "the goodbye was read")
+        assert heard == [*texts, "lost"]
+
+
 # Stop
 
 
