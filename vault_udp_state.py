@@ -3,8 +3,8 @@
 
 `Node` decides about datagrams and data, `Introductions` about announcements, `Hosts` about names, `Upkeep`
 about time; all work on one `NodeState`. What is to be sent, delivered, told or looked up is left in
-`outgoing`, `deliveries`, `events`, `partings`, `flushable` and `lookups`, which the caller of the node takes. Every
-datagram or message that goes nowhere is counted in `counters` by its reason.
+`outgoing`, `deliveries`, `events`, `partings`, `flushable` and `lookups`, which the caller of the node takes.
+Every datagram or message that goes nowhere is counted in `counters` by its reason.
 
 No sockets, threads or clocks; not thread-safe. `now` is seconds of the monotonic clock.
 """
@@ -126,8 +126,8 @@ class NodeState:
         """When all peers will have been told of our last rotation."""
 
     def _deliver_first(self) -> None:
-        # Who is called back for a message asks us who its sender is: nobody else may be there by then. And what
-        # came before its sender was lost is delivered before that is told.
+        # Who is called back for a message asks us who its sender is: nobody else may be there by then. And a
+        # loss is told after what came before it.
         if self.deliveries:
             self.unpacked = UNPACKED_PER_ROUND
 

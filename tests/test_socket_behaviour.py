@@ -819,7 +819,12 @@ def test_a_peer_is_told_lost_after_what_it_sent_before() -> None:
     gone = threading.Event()
     with pair(rate_limit=None) as (a, b):
         b.udp_peer_lost.connect(lambda addr, why: heard.append("lost"))
-        b.udp_recv_data.connect(lambda text, addr: (heard.append(text), gone.wait(PATIENCE)))
+
+        def hear(text: str, addr: object) -> None:
+            heard.append(text)
+            gone.wait(PATIENCE)
+
+        b.udp_recv_data.connect(hear)
         texts = [f"{number} {'x' * 700}" for number in range(60)]
         for text in texts:
             a.send_data(text)
