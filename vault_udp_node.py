@@ -29,6 +29,7 @@ if TYPE_CHECKING or not __package__:
     from vault_udp_packet import PacketError, TooLargeError
     from vault_udp_path import NEVER, body_size_within
     from vault_udp_peer import Peer
+    from vault_udp_rate_limit import Bucket, RateLimiter
     from vault_udp_segments import Segments
     from vault_udp_session import ACKNOWLEDGE_AFTER, SILENCE_BEFORE_PING, Session
     from vault_udp_state import UNPACKED_PER_ROUND, Event
@@ -47,6 +48,7 @@ else:
     from .vault_udp_packet import PacketError, TooLargeError
     from .vault_udp_path import NEVER, body_size_within
     from .vault_udp_peer import Peer
+    from .vault_udp_rate_limit import Bucket, RateLimiter
     from .vault_udp_segments import Segments
     from .vault_udp_session import ACKNOWLEDGE_AFTER, SILENCE_BEFORE_PING, Session
     from .vault_udp_state import UNPACKED_PER_ROUND, Event
@@ -304,6 +306,10 @@ class Node(Upkeep):
             session.outside_window(pair, now)
         if body.version != packet.PROTOCOL_VERSION:
             raise PacketError("downgrade_refused")
+        if body.payload and not self._may_deliver(peer, now):
+            # Before it is unpacked, which may cost a hundred times what the rest does.
+            self.count_drop("rate_limited", source, now, peer=peer)
+            return ()
         return self._counted(packet.messages_of(body))
 
     def _counted(self, messages: Sequence[bytes]) -> Sequence[bytes]:
@@ -313,10 +319,7 @@ class Node(Upkeep):
     def _deliver(self, peer: Peer, messages: Sequence[bytes], now: float) -> None:
         count = len(messages)
         if self.rate_limiter is not None:
-            # Kept with the peer, and not looked up by its name, which costs most where there are many peers.
-            if peer.allowance is None:
-                peer.allowance = self.rate_limiter.take(peer.name, now)
-            count = self.rate_limiter.charge(peer.allowance, count, now)
+            count = self.rate_limiter.charge(self._allowance(self.rate_limiter, peer, now), count, now)
             if count < len(messages):
                 self.count_drop("rate_limited", peer.name, now, len(messages) - count, peer)
                 messages = messages[:count]
@@ -324,6 +327,18 @@ class Node(Upkeep):
         peer.received += count
         if count:
             self.deliveries.append((peer.name, messages))
+
+    @staticmethod
+    def _allowance(limiter: RateLimiter, peer: Peer, now: float) -> Bucket:
+        # Kept with the peer, and not looked up by its name, which costs most where there are many peers.
+        if peer.allowance is None:
+            peer.allowance = limiter.take(peer.name, now)
+        return peer.allowance
+
+    def _may_deliver(self, peer: Peer, now: float) -> bool:
+        """Whether the rate limit leaves a message of this peer's; nothing is charged."""
+        limiter = self.rate_limiter
+        return limiter is None or limiter.has_left(self._allowance(limiter, peer, now), now)
 
     def _merged(self, peer: Peer, name: Address | None, now: float) -> None:
         """An added entry, of that name, has turned out to be this peer, which was known already."""

@@ -72,6 +72,10 @@ class RateLimiter:
         bucket.tokens, bucket.when = tokens - allowed, now
         return allowed
 
+    def has_left(self, bucket: Bucket, now: float) -> bool:
+        """Whether `charge` would allow a request; nothing is charged."""
+        return bucket.tokens + (now - bucket.when) * self.max_per_second >= 1
+
     def take(self, key: Hashable, now: float) -> Bucket:
         """Hand the bucket of `key` to the caller, until it is put back."""
         return self._buckets.pop(key, None) or Bucket(self._burst, now)

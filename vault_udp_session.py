@@ -406,12 +406,12 @@ class Session(Channel):
         hello = read_hello_untrusted(blob)
         if hello.sign != self.sign or hello.to_sign != self.local.sign_public:
             raise PacketError("bad_announcement")
-        if not proof_is_good(hello, blob, proof):
-            raise PacketError("bad_proof")
         if hello.enc != self.enc:
             if hello.epoch <= self.epoch:
                 return
             self._check_key_rate(now)
+            if not proof_is_good(hello, blob, proof):
+                raise PacketError("bad_proof")
             if len(self._retired) >= MAX_RETIRED_PAIRS:
                 raise PacketError("too_many_sessions")
             order = self.local.current.epoch + hello.epoch

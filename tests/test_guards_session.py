@@ -10,6 +10,7 @@ from test_protocol_edges import GOT, C, Rogue, rogue_and_host
 
 import vault_udp_control as control_format
 import vault_udp_packet as packet
+import vault_udp_session
 from vault_udp_keys import NO_KEY, Pair, SessionKey, read_hello_untrusted
 
 
@@ -319,6 +320,21 @@ def test_a_rekey_whose_proof_is_bad_is_refused() -> None:
     members["proof"] = rogue.signed(rogue.hello(SessionKey(1), to_sign=rogue.theirs))["proof"]
     host.arrive(B, rogue.sealed(pair, {"type": "rekey", **members}))
     assert host.node.counters["bad_proof"] == 1
+    assert host.peer(B).session.enc == rogue.local.current.public
+
+
+def test_proofs_are_looked_at_as_often_as_keys_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signature costs ten times what the rest of a datagram does."""
+    _, host, rogue = rogue_and_host()
+    pair = rogue.come_up(B)
+    looked: list[object] = []
+    monkeypatch.setattr(vault_udp_session, "proof_is_good", lambda *args: looked.append(args))
+    for key in (rogue.local.current, SessionKey(1), SessionKey(2), SessionKey(0)):
+        members = rogue.signed(rogue.hello(key, to_sign=rogue.theirs))
+        members["proof"] = "A" * 86 + "=="
+        for _ in range(5):
+            host.arrive(B, rogue.sealed(pair, {"type": "rekey", **members}))
+    assert len(looked) == 1
     assert host.peer(B).session.enc == rogue.local.current.public
 
 

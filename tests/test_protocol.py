@@ -926,6 +926,32 @@ def test_the_rate_limit_lets_a_second_s_burst_pass_and_counts_the_rest() -> None
     assert bob.node.deliveries == []
 
 
+def test_what_the_rate_limit_has_no_room_for_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A datagram may hold a megabyte: to unpack it costs a hundred times what the rest does."""
+    net = FakeNet()
+    bob, alice = net.node(B, rate_limit=10), net.node(A, B)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    message = packet.compress_frame(bytes(1 << 20), 1300)
+    unpacked: list[bytes] = []
+    read_frame = packet.read_frame
+
+    def note(frame: bytes) -> bytes:
+        unpacked.append(frame)
+        return read_frame(frame)
+
+    monkeypatch.setattr(packet, "read_frame", note)
+    for _ in range(25):
+        alice.send(B, message)
+        net.run(0.001)
+    assert len(unpacked) == len(bob.received) == 10
+    assert bob.node.counters["rate_limited"] == 15
+    assert bob.peer(A).counters == {"rate_limited": 15}
+    net.run(0.11)
+    alice.send(B, message)
+    net.run(0.01)
+    assert len(bob.received) == 11
+
+
 def test_the_allowance_is_kept_with_the_peer_as_long_as_there_is_one() -> None:
     net = FakeNet()
     bob, alice = net.node(B, rate_limit=10), net.node(A, B)

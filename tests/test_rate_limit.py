@@ -96,3 +96,13 @@ def test_no_more_buckets_are_put_back_than_others_are_kept(monkeypatch: pytest.M
 def test_a_rate_that_is_none_is_refused_by_name(rate: object) -> None:
     with pytest.raises(ValueError, match="max_per_second"):
         RateLimiter(rate)  # type: ignore[arg-type]
+
+
+def test_a_whole_request_is_left_or_none() -> None:
+    limiter = RateLimiter(1)
+    bucket = limiter.take("peer", 5.0)
+    assert limiter.has_left(bucket, 5.0)
+    assert limiter.charge(bucket, 1, 5.0) == 1
+    assert not limiter.has_left(bucket, 5.0)
+    assert not limiter.has_left(bucket, 5.75)
+    assert limiter.has_left(bucket, 6.0)
