@@ -233,6 +233,9 @@ class Introductions:
 
     def _peer_for_hello(self, hello: Hello, source: Address, now: float) -> Peer | None:
         """The entry for a verified hello; None if it showed a known peer at another address."""
+        peer = self._state.table.at(source)
+        if peer is not None and peer.identity != hello.sign:
+            self._state.leave_former_address(source)
         peer = self._checked_peer_at(source, hello.sign, now, echoed=True)
         for other in self._state.table.with_identity(hello.sign):
             if other is peer or other.session.enc != hello.enc or not other.session.pairs:

@@ -315,6 +315,15 @@ class PeerTable:
         peer.names.append(name)
         self.by_name[name] = peer
 
+    def rename(self, peer: Peer, name: Address) -> None:
+        """A stranger is known by another address from now on, which is nobody's yet."""
+        is_confirmed = peer.name in self._confirmed
+        for table in (self.by_name, self._pending, self._confirmed):
+            table.pop(peer.name, None)
+        peer.name, peer.names = name, [name]
+        self.by_name[name] = peer
+        self.heard(peer, confirmed=is_confirmed)
+
     def merge(self, named: Peer, known: Peer) -> None:
         """Two entries are one process: `known` stays and takes names and queue of `named`, an added peer.
 

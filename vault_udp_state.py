@@ -350,6 +350,17 @@ class NodeState:
         if len(self.best_version) > MAX_IDENTITIES:
             self.best_version.popitem(last=False)
 
+    def leave_former_address(self, address: Address) -> None:
+        """A stranger with that name has moved, and somebody else is there now: it is known by where it is."""
+        peer = self.table.by_name.get(address)
+        if peer is None or peer.kept or self.table.at(peer.session.endpoint) is not None:
+            return
+        endpoint, was_ready = peer.session.endpoint, peer.told_ready
+        self.tell_lost(peer, f"it has moved to {endpoint}, and somebody else is there")
+        self.table.rename(peer, endpoint)
+        if was_ready:
+            self.became_ready(peer)
+
     def check_identity(self, peer: Peer, sign: bytes, now: float, *, echoed: bool) -> None:
         """An address whose peer is live stays with its identity.
 

@@ -25,7 +25,8 @@ from vault_udp_packet import looks_clear
 from vault_udp_socket import BindError, IdentityFileError, InvalidArgumentError, UDPSocketClass
 
 ROOT = Path(__file__).resolve().parent.parent
-A, B, X = ("10.0.0.1", 1001), ("10.0.0.2", 1002), ("10.0.0.9", 9)
+A, B, C, D = ((f"10.0.0.{number}", 1000 + number) for number in range(1, 5))
+X = ("10.0.0.9", 9)
 KEY = base64.b64encode(bytes(range(32))).decode()
 OTHER_KEY = base64.b64encode(bytes(range(1, 33))).decode()
 ZERO_KEY = base64.b64encode(bytes(32)).decode()
@@ -623,3 +624,98 @@ def test_on_real_sockets_a_refused_identity_is_told_once_and_gets_nothing(free_p
         assert not sock.wait_ready(address_of(impostor), 0)
         assert inbox.items == []
     assert len(rejected.items) == 1
+
+
+# ------------------------------------------------------------------------------------- addresses left behind
+
+
+def test_an_address_that_a_stranger_has_left_is_the_next_ones() -> None:
+    """As behind a NAT, which gives a client another port, and its old one to somebody else."""
+    net = FakeNet(seed=1, delay=0.02)
+    server, former = net.node(A), net.node(B, A)
+    assert net.run_until(lambda: both_ready(server, former))
+    former.move(D, knowingly=False)
+    net.every(0.5, lambda: former.send(A, b"from the former"), until=30)
+    assert net.run_until(lambda: server.peer(B).session.endpoint == D, limit=5)
+    server.send(B, b"to the former")
+    net.run(1)
+    assert server.kinds_of_events(D) == [], "as long as nobody else is there, it keeps its name"
+    newcomer = net.node(B, A)
+    net.every(0.5, lambda: newcomer.send(A, b"from the newcomer"), until=30)
+    assert net.run_until(lambda: both_ready(server, newcomer), limit=1)
+    assert server.kinds_of_events(B) == ["ready", "lost", "ready"]
+    assert server.kinds_of_events(D) == ["ready"]
+    server.received.clear()
+    server.send(B, b"to the newcomer")
+    server.send(D, b"to the former")
+    net.run(10)
+    assert set(server.received) == {(D, b"from the former"), (B, b"from the newcomer")}
+    assert former.messages_from(A) == [b"to the former"] * 2
+    assert newcomer.messages_from(A) == [b"to the newcomer"]
+    assert server.node.counters["identity_refused"] == 0
+    assert server.node.table.strangers == 2
+    assert server.node.table.added_names() == []
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_an_address_that_was_added_or_is_still_used_stays_its_peers(moves: bool) -> None:
+    net = FakeNet(seed=1, delay=0.02)
+    server, former = net.node(A, *([B] if moves else [])), net.node(B, A)
+    assert net.run_until(lambda: both_ready(server, former))
+    if moves:
+        former.move(D, knowingly=False)
+        net.every(0.5, lambda: former.send(A, b"from the former"), until=30)
+        assert net.run_until(lambda: server.peer(B).session.endpoint == D, limit=5)
+        net.node(B, A)
+        net.run(5)
+    else:
+        net.detach(B)
+        evil = net.node(B, A)
+        net.run(1)
+        assert evil.mode(A) != "session"
+    assert server.kinds_of_events(B)[:2] == ["ready", "rejected"]
+    assert server.peer(B).identity == former.sign_public
+
+
+def test_a_stranger_that_has_moved_to_anothers_address_keeps_its_name() -> None:
+    net = FakeNet(seed=1, delay=0.02)
+    server, former, other = net.node(A), net.node(B, A), net.node(C, A)
+    assert net.run_until(lambda: both_ready(server, former) and both_ready(server, other))
+    other.kill()
+    former.move(C, knowingly=False)
+    net.every(0.5, lambda: former.send(A, b"from the former"), until=30)
+    assert net.run_until(lambda: server.peer(B).session.endpoint == C, limit=5)
+    newcomer = net.node(B, A)
+    net.run(1)
+    assert server.peer(B).identity == former.sign_public
+    assert server.peer(C).identity == other.sign_public
+    assert newcomer.mode(A) != "session"
+
+
+def test_who_comes_back_to_its_former_address_is_who_it_was() -> None:
+    net = FakeNet(seed=1, delay=0.02)
+    server, client = net.node(A), net.node(B, A, persistent=True)
+    assert net.run_until(lambda: both_ready(server, client))
+    client.move(D, knowingly=False)
+    net.every(0.5, lambda: client.send(A, b"from there"), until=10)
+    assert net.run_until(lambda: server.peer(B).session.endpoint == D, limit=5)
+    client.kill()
+    client.address = B
+    client.restart(A)
+    assert net.run_until(lambda: client.mode(A) == "session", limit=2)
+    net.run(1)
+    server.send(B, b"to the client")
+    net.run(1)
+    assert client.messages_from(A) == [b"to the client"]
+    assert set(server.node.table.by_name) == {B}
+
+
+def test_a_stranger_with_another_name_is_counted_and_kept_as_before() -> None:
+    server = FakeNet(seed=1).node(A)
+    table = server.node.table
+    pending, confirmed = server.node.new_peer(B), server.node.new_peer(C)
+    table.heard(confirmed, confirmed=True)
+    table.rename(pending, D)
+    table.rename(confirmed, X)
+    assert (list(table._pending), list(table._confirmed)) == ([D], [X])
+    assert {peer.name: peer.names for peer in table.all()} == {D: [D], X: [X]}
