@@ -719,3 +719,19 @@ def test_a_stranger_with_another_name_is_counted_and_kept_as_before() -> None:
     table.rename(confirmed, X)
     assert (list(table._pending), list(table._confirmed)) == ([D], [X])
     assert {peer.name: peer.names for peer in table.all()} == {D: [D], X: [X]}
+
+
+def test_a_stranger_that_was_lost_is_not_told_ready_under_its_new_name() -> None:
+    net = FakeNet(seed=1, delay=0.02)
+    server, former = net.node(A), net.node(B, A)
+    assert net.run_until(lambda: both_ready(server, former))
+    former.move(D, knowingly=False)
+    former.send(A, b"from there")
+    assert net.run_until(lambda: server.peer(B).session.endpoint == D, limit=5)
+    former.kill()
+    server.send(B, b"nobody hears this")
+    assert net.run_until(lambda: server.mode(B) == "lost", limit=10)
+    newcomer = net.node(B, A)
+    assert net.run_until(lambda: both_ready(server, newcomer), limit=1)
+    assert server.kinds_of_events(B) == ["ready", "lost", "ready"]
+    assert server.kinds_of_events(D) == []
