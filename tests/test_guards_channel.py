@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 from fakenet import EPOCH, FakeNet, Host
+from test_path_mtu import two_in_session
 from test_protocol import B
 from test_protocol_edges import GOT, C, Rogue, rogue_and_host
 
@@ -140,3 +141,28 @@ def test_with_a_fixed_size_a_peer_that_does_not_hear_us_changes_nothing(finds_si
     host.node.local.finds_sizes = finds_sizes
     host.arrive(B, rogue.sealed(pair, {"type": "confirm", "got": False, "silent": True}, 500))
     assert host.peer(B).session.body_size == size
+
+
+def test_the_answer_to_a_ping_that_was_refused_and_asked_in_less_counts() -> None:
+    net = FakeNet(delay=0.01)
+    alice, _ = two_in_session(net)
+    session = alice.peer(B).session
+    alice.path_mtu[B], session.round_trip = 1300, None
+    with alice._acting():
+        session.ping(alice.now)
+    net.run(1)
+    assert session.round_trip == pytest.approx(0.02)
+
+
+def test_a_refused_attempt_to_raise_the_size_is_not_repeated_in_less() -> None:
+    net = FakeNet(delay=0.01)
+    alice, _ = two_in_session(net, lifetime=10_000)
+    alice.path_mtu[B] = 1400
+    alice.send(B, b"x")
+    net.run(5)
+    before, path = len(net.sent), alice.peer(B).session._path
+    assert path is not None
+    attempt_at = path.due_at
+    net.run(10)
+    assert path.due_at > attempt_at
+    assert net.sent[before:] == []
