@@ -32,7 +32,7 @@ def test_nothing_is_compressed_harder_than_it_must(
         levels.append(level)
         return bytes(sizes[level])
 
-    monkeypatch.setattr(packet.pyzstd, "compress", compress)
+    monkeypatch.setattr(pyzstd, "compress", compress)
     message = bytes(random.Random(1).choices(range(256), k=300))
     assert len(packet.compress_frame(message, limit)) == (sizes[tried[-1]] if tried else 310)
     assert levels == tried
@@ -41,7 +41,7 @@ def test_nothing_is_compressed_harder_than_it_must(
 def test_the_best_that_could_be_done_is_told_if_the_hardest_was_not_the_best(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(packet.pyzstd, "compress", lambda message, level: bytes({12: 100, 22: 120}[level]))
+    monkeypatch.setattr(pyzstd, "compress", lambda message, level: bytes({12: 100, 22: 120}[level]))
     with pytest.raises(TooLargeError) as caught:
         packet.compress_frame(bytes(random.Random(1).choices(range(256), k=300)), 99)
     assert (caught.value.size, caught.value.limit) == (100, 99)
@@ -63,7 +63,7 @@ def test_a_frame_for_which_memory_is_short_is_refused(monkeypatch: pytest.Monkey
         def decompress(self, frame: bytes, limit: int) -> bytes:
             raise MemoryError
 
-    monkeypatch.setattr(packet.pyzstd, "ZstdDecompressor", Short)
+    monkeypatch.setattr(pyzstd, "ZstdDecompressor", Short)
     assert reason_of(packet.read_frame, pyzstd.compress(b"x" * 1000)) == "bad_frame"
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Callable
+
 import pytest
 from test_path_mtu import V4, body, in_use, lowered
 
@@ -42,7 +44,11 @@ def test_a_doubt_goes_on_where_it_is_when_another_ping_stays_silent() -> None:
 
 
 def test_what_was_answered_in_one_doubt_says_nothing_in_the_next() -> None:
-    for begin in (lambda path: path.doubt(2.0), lambda path: path.question(body(576), RTT, 2.0)):
+    begins: tuple[Callable[[Path], object], ...] = (
+        lambda path: path.doubt(2.0),
+        lambda path: path.question(body(576), RTT, 2.0),
+    )
+    for begin in begins:
         path = lowered(1420)
         path.doubt(0.0)
         path.answered(body(1280), RTT, 1.0)
