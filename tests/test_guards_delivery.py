@@ -162,3 +162,12 @@ def test_what_is_no_text_is_told_once_a_minute(
         told.append(len(caplog.records))
     assert told == [1, 1, 2, 2]
     assert lost(alice, "not_text_and_no_bytes_slot") == 4
+
+
+def test_no_bound_applies_once_a_slot_is_connected() -> None:
+    alice, _, delivery = in_session()
+    slot = Slot()
+    delivery.everything.connect(slot)
+    delivery.deliver_all([(B, [b"x"] * (MAX_EARLY_MESSAGES + 10))])
+    assert len(slot.items) == MAX_EARLY_MESSAGES + 10
+    assert lost(alice) == 0
