@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from fakenet import FakeNet, Host
@@ -171,3 +171,38 @@ def test_no_bound_applies_once_a_slot_is_connected() -> None:
     delivery.deliver_all([(B, [b"x"] * (MAX_EARLY_MESSAGES + 10))])
     assert len(slot.items) == MAX_EARLY_MESSAGES + 10
     assert lost(alice) == 0
+
+
+class NotingLock:
+    """A lock that knows whether it is held."""
+
+    def __init__(self) -> None:
+        self.held = False
+
+    def __enter__(self) -> None:
+        self.held = True
+
+    def __exit__(self, *_: object) -> None:
+        self.held = False
+
+
+def test_the_node_is_only_touched_under_its_lock() -> None:
+    lock, touched = NotingLock(), []
+
+    class NotingNode:
+        @property
+        def table(self) -> Any:
+            touched.append(("table", lock.held))
+            return SimpleNamespace(by_name={})
+
+        def count_undelivered(self, *_: object) -> None:
+            touched.append(("count", lock.held))
+
+    delivery, slot = Delivery(cast(Any, NotingNode()), cast(Any, lock), lambda: None), Slot()
+    delivery.deliver_all([(B, [b"early"])])
+    delivery.texts.connect(slot)
+    delivery.deliver_all([(B, [b"\xff"])])
+    delivery.texts.disconnect(slot)
+    delivery.deliver_all([(B, [b"late"])])
+    assert {what for what, _ in touched} == {"table", "count"}
+    assert all(held for _, held in touched)
