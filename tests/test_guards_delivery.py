@@ -103,7 +103,7 @@ def test_so_many_messages_are_kept_the_oldest_go_first(surplus: int) -> None:
     assert lost(alice) == surplus
 
 
-@pytest.mark.parametrize(("more", "dropped"), [(0, 0), (1, 1), (1000, 1), (1001, 2)])
+@pytest.mark.parametrize(("more", "dropped"), [(0, 0), (1, 1), (1000, 1), (1001, 2), (2500, 2)])
 def test_so_many_bytes_are_kept_the_oldest_go_first(more: int, dropped: int) -> None:
     alice, _, delivery = in_session()
     slot = Slot()
