@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 
+import msgpack
 import pytest
 import pyzstd
 from test_packet import reason_of
@@ -72,3 +73,48 @@ def test_a_frame_that_is_too_long_for_a_body_is_told_with_its_size(size: int) ->
     with pytest.raises(TooLargeError) as caught:
         packet.make_payload_body(bytes(size), 1393)
     assert (caught.value.size, caught.value.limit) == (size, packet.payload_room(1393))
+
+
+def compressed(text: bytes, level: int) -> packet.CompressedFrame:
+    return packet.CompressedFrame(pyzstd.compress(text, level))
+
+
+SQUARES = b" ".join(b"%d" % (number * number) for number in range(450))
+
+
+def test_a_frame_that_just_fits_is_left_as_it_is() -> None:
+    frame = compressed(SQUARES, 3)
+    body_size = len(frame) + packet.BODY_OVERHEAD
+    assert packet.fit(frame, body_size) is frame
+
+
+def test_a_frame_that_does_not_fit_any_more_is_compressed_harder_or_refused() -> None:
+    frame = compressed(SQUARES, 1)
+    room = len(frame) - 1
+    harder = packet.fit(frame, room + packet.BODY_OVERHEAD)
+    assert len(harder) <= room
+    assert packet.read_frame(harder) == SQUARES
+    with pytest.raises(TooLargeError):
+        packet.fit(frame, 500)
+
+
+@pytest.mark.parametrize(("count", "reason"), [(14, ""), (15, "bad_body"), (200, "bad_body")])
+@pytest.mark.parametrize("container", [{}, []])
+def test_containers_of_both_kinds_are_counted(count: int, reason: str, container: object) -> None:
+    # The body itself, the list, and what is in it.
+    body = msgpack.packb({"v": 2, "p": b"x", "later": [container] * count})
+    assert reason_of(packet.read_body, body) == reason
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError, TypeError, OverflowError, RecursionError, MemoryError, msgpack.UnpackException],
+)
+def test_whatever_the_parser_raises_the_body_is_refused(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(msgpack, "unpackb", fail)
+    assert reason_of(packet.read_body, b"\x81\xa1v\x02") == "bad_body"
