@@ -205,3 +205,38 @@ def test_only_whole_datagrams_of_one_source_and_length_are_joined(
 def test_no_more_is_joined_than_is_worth_the_copy() -> None:
     batches: list[Batch] = [([bytes(1024)], ONE)] * 33
     assert [len(datagrams) for datagrams, _ in datagram._joined(batches)] == [16, 16, 1]
+
+
+# --------------------------------------------------------------------------------------------------- pace
+
+
+@on_linux
+def test_datagrams_that_come_together_are_followed_without_asking(
+    faked: tuple[DatagramSocket, FakeSocket],
+) -> None:
+    sock, fake = faked
+    sock._polls_until_probe = 5
+    sock._wait_readable = lambda seconds: False
+    two = [(vault_udp_platform.SOL_UDP, vault_udp_platform.UDP_GRO, (2).to_bytes(4, sys.byteorder))]
+    fake.will("recvmsg", *[lambda *_: (b"aa", [], 0, ONE), lambda *_: (b"aabb", two, 0, ONE)])
+    left = []
+    for _ in range(2):
+        sock.receive(soon())
+        left.append(sock._polls_until_probe)
+    assert left == [4, 0]
+
+
+def test_where_nothing_comes_it_is_still_tried_now_and_then(make: MakeSocket) -> None:
+    sock, tries = make(), []
+    for _ in range(6):
+        sock._polls_until_probe = 0
+        assert sock.receive(0.0) == []
+        tries.append(sock._polls_until_probe)
+    assert tries == [2, 4, 8, 16, 16, 16]
+
+
+def test_an_answer_that_has_not_come_is_not_awaited_again(make: MakeSocket) -> None:
+    sock = make()
+    sock._answers_come_fast = True
+    assert sock.receive(0.0) == []
+    assert not sock._answers_come_fast
