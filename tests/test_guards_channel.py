@@ -166,3 +166,12 @@ def test_a_refused_attempt_to_raise_the_size_is_not_repeated_in_less() -> None:
     net.run(10)
     assert path.due_at > attempt_at
     assert net.sent[before:] == []
+
+
+def test_while_a_size_is_in_doubt_messages_may_be_as_long_as_before() -> None:
+    net = FakeNet(delay=0.01)
+    alice, _ = two_in_session(net)
+    session = alice.peer(B).session
+    session._question_size(500, alice.now)
+    assert session.body_size < 500
+    assert alice.peer(B).room == packet.message_room(1393)
