@@ -487,7 +487,7 @@ def refused_in_session() -> Iterator[Refusal]:
         return {"type": "rekey", **hello_members(end, blob)}
 
     good = sealed(payload(b"once"))
-    unsigned = {**rekey(bob), "proof": rekey(bob, epoch=2)["proof"]}
+    unsigned = {**rekey(bob, enc=mallory.enc), "proof": rekey(bob, epoch=2)["proof"]}
     many = body_of(BODY_SIZE, m=[b"x"] * 257)
     v1 = msgpack.packb([packet.store_frame(b"x"), bytes(1000)])
     cases = [
