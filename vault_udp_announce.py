@@ -223,7 +223,7 @@ class Introductions:
     def _is_awaited(self, source: Address) -> bool:
         """Whether we want to hear of whoever is at `source`."""
         peer = self._state.table.at(source)
-        return peer is not None and (peer.kept or bool(peer.queue) or peer.session.send is not None)
+        return peer is not None and (peer.kept or peer.has_messages or peer.session.send is not None)
 
     def _check_room_for_pairs(self, peer: Peer) -> None:
         # Sessions that came and went leave their replay windows behind until two rotations have wiped our
@@ -252,10 +252,9 @@ class Introductions:
             # The same process at another of its addresses.
             if peer is None or not peer.added:
                 other.session.validate(source, SHORT_ANNOUNCEMENT_SIZE, now)
-                if peer is not None and peer.queue:
+                if peer is not None and peer.has_messages:
                     # A message for an address that nobody added leads to who is known by another already.
-                    other.queue += peer.queue
-                    peer.queue.clear()
+                    peer.hand_over_to(other)
                     self._state.table.forget(peer)
                     self._state.flushable.append(other)
                 return None

@@ -153,6 +153,19 @@ class Peer:
             logger.info("%s: a datagram takes %d bytes of messages now, not %d", self.name, room, self.room)
             self.room = room
 
+    @property
+    def has_messages(self) -> bool:
+        """Something waits here to be sent."""
+        return bool(self.queue or self.lane)
+
+    def hand_over_to(self, other: Peer) -> None:
+        """What waits here is for another entry."""
+        other.queue += self.queue
+        self.queue.clear()
+        count = len(self.lane)  # callers without the lock may append meanwhile
+        other.lane += self.lane[:count]
+        del self.lane[:count]
+
     def count(self, reason: str, count: int) -> None:
         """Note what was dropped."""
         if self.counters is None:
@@ -331,8 +344,8 @@ class PeerTable:
         host's.
         """
         places = named.host.places if named.host is not None else []
-        waiting, names = list(named.queue), list(named.names)
-        named.queue.clear()
+        names = list(named.names)
+        named.hand_over_to(known)
         self.forget(named)
         was_added = known.added
         self.mark_added(known)
@@ -348,7 +361,6 @@ class PeerTable:
         if known.host is not None and not was_added:
             self.set_places(known, places)
         known.supplied = known.supplied or named.supplied
-        known.queue.extend(waiting)
         for name in names:
             self.by_name[name] = known
 

@@ -299,7 +299,7 @@ class NodeState:
         """Tell, under that name of the peer's, that data for it leaves at once; let go what waits for it."""
         self.events.append(Event("ready", name or peer.name))
         peer.told_ready = True
-        if peer.queue:
+        if peer.has_messages:
             self.flushable.append(peer)
 
     def tell_lost(self, peer: Peer, why: str) -> None:

@@ -437,7 +437,7 @@ class Host:
             yield
             self._carry_out()
 
-    def _seal_or_queue(self, peer: Peer, messages: tuple[bytes, ...]) -> None:
+    def _seal_or_queue(self, peer: Peer, messages: Sequence[bytes]) -> None:
         if self.node.is_ready(peer, self.now):
             waiting = self.node.take_queue(peer)
             endpoint, datagrams = self.node.seal_messages(peer, [*waiting, *messages], self.now)
@@ -469,8 +469,9 @@ class Host:
             self.net.at(self.net.now + self.net.lookup_delay, partial(self._answer, node, name))
         node.lookups.clear()
         for peer in node.take_flushable():
-            if node.is_ready(peer, self.now) and peer.queue:
-                self._seal_or_queue(peer, ())
+            if node.is_ready(peer, self.now) and peer.has_messages:
+                lane, peer.lane = peer.lane, []
+                self._seal_or_queue(peer, lane)
         self._send_outgoing()
         self.events.extend((self.net.now, event) for event in events)
         self._sleep()

@@ -242,6 +242,26 @@ def test_a_message_for_an_address_that_nobody_added_finds_who_is_known_by_anothe
     assert alice.node.table.added_names() == [B]
 
 
+@pytest.mark.parametrize("added", [True, False])
+@pytest.mark.parametrize("in_queue", [True, False])
+def test_what_is_on_its_way_to_the_send_thread_goes_to_who_is_known_by_another_address(
+    added: bool, in_queue: bool
+) -> None:
+    """It was ready under that address, too, and was lost there."""
+    net = FakeNet()
+    bob = net.node(B, alias=BOB_6)
+    alice = net.node(A, B, alias=ALICE_6)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    if added:
+        alice.add_peer(BOB_6)
+    waiting = [b"in the queue"] if in_queue else []
+    alice.send(BOB_6, *waiting)
+    alice.peer(BOB_6).lane.append(b"in the lane")
+    net.run(1)
+    assert bob.messages_from(A) == [*waiting, b"in the lane"]
+    assert "peer_removed" not in alice.node.counters
+
+
 def test_what_waits_for_a_lost_peer_goes_to_where_it_is_back() -> None:
     net, alice, bob = two_in_session()
     net.hook = lambda datagram: []
