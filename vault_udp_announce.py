@@ -390,18 +390,42 @@ class Introductions:
         peer.proven = True
         self._state.start_announcing(peer, now)
 
-    def receive_sealed_announcement(self, peer: Peer, announcement: Announcement, now: float) -> None:
-        """A base peer that holds our key has announced again, perhaps another key of its own.
+    def check_owner(self, peer: Peer, announcement: Announcement) -> tuple[bytes, bytes]:
+        """The keys in an announcement that opened under the key of a base peer, if they are that peer's.
 
         Raises:
-            PacketError: ``bad_announcement``, ``bad_signature``, ``identity_refused``, ``key_of_another``.
+            PacketError: ``bad_announcement``, ``bad_signature``, ``identity_refused``.
         """
         enc, sign = self._state.encryption.verify_announcement(announcement)
         if sign != peer.identity:
+            keys = self._state.encryption.peer_keys(peer.listens_at)
+            if keys is not None and keys.enc == enc:
+                port = announcement.port or peer.listens_at[1]
+                self._correct_owners((peer.listens_at[0], port), enc, sign)
             raise PacketError("identity_refused")
+        return enc, sign
+
+    def take_announced_keys(self, peer: Peer, enc: bytes, sign: bytes, now: float) -> None:
+        """A base peer that holds our key has announced itself again, perhaps with another key of its own.
+
+        Raises:
+            PacketError: ``bad_announcement``, ``key_of_another``.
+        """
         keys = self._state.encryption.peer_keys(peer.listens_at)
         if keys is not None and keys.enc != enc:
             self._state.encryption.store_peer_keys(peer.listens_at, enc, sign, now, supplied=keys.supplied)
+
+    def _correct_owners(self, listens_at: Address, enc: bytes, sign: bytes) -> None:
+        """Who seals with a key says whose it is: that others have announced it as theirs was not true."""
+        for keys in self._state.encryption.keys_with(enc):
+            peer = self._state.table.settled_at(keys.address)
+            if peer is None or keys.supplied:
+                continue
+            if keys.sign != sign and not peer.added and keys.address != listens_at:
+                self._state.table.forget(peer)
+                continue
+            keys.sign, keys.proven = sign, True
+            self._state.table.set_identity(peer, sign)
 
     def announce(self, peer: Peer, now: float) -> None:
         """Announce us to a peer without keys, and set the time for the next time."""

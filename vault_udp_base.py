@@ -227,25 +227,24 @@ class BaseMode:
         """The peer may have begun to send from another port: look for it again, and still at the old one."""
         self._unlearned.setdefault(link.address[0], {})[link.address] = link
 
-    def read(self, link: BaseLink, body_bytes: bytes) -> bytes | Announcement | None:
-        """What an opened body says: a message, an announcement, or None for control that is not ours to know.
+    @staticmethod
+    def read(body_bytes: bytes) -> tuple[int, bytes | Announcement | None]:
+        """The version of an opened body, and what it says: a message, an announcement, or None for control
+        that is not ours to know.
 
         Raises:
-            PacketError: not a body, or of a version below the one that this peer has shown.
+            PacketError: not a body.
         """
         body = packet.read_body(body_bytes)
-        if body.version < link.shown:
-            raise PacketError("downgrade_refused")
-        link.shown = link.version = body.version
         if body.version == 1:
             text = read_v1_text(packet.read_frame(body.payload))
-            return text if isinstance(text, bytes) else read_announcement(text)
+            return 1, text if isinstance(text, bytes) else read_announcement(text)
         if body.messages:
             raise PacketError("mixed_body")
         if not body.control:
-            return packet.read_frame(body.payload)
+            return body.version, packet.read_frame(body.payload)
         members = read_json(body.control)
-        return read_announcement(members) if "enc_key" in members else None
+        return body.version, read_announcement(members) if "enc_key" in members else None
 
     # ------------------------------------------------------------------------------------------- out
 

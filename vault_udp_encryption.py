@@ -309,6 +309,10 @@ class VaultAsymmetricEncryption:
                 keys = self._peers.get(check_address(addr))
         return keys
 
+    def keys_with(self, enc: bytes) -> list[PeerKeys]:
+        """The keys of all addresses for which that encryption key was announced, or given."""
+        return [self._peers[address] for address in self._addresses_of.get(enc, ())]
+
     def cleanup_expired_keys(self) -> int:
         """Forget learned keys not heard of for a lifetime, and nonces too old to matter.
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
     from vault_udp_address import Address, is_host
     from vault_udp_announce import FULL_ANNOUNCEMENTS_FOR, Introductions
-    from vault_udp_control import SHORT_ANNOUNCEMENT_SIZE
+    from vault_udp_control import SHORT_ANNOUNCEMENT_SIZE, Announcement
     from vault_udp_encryption import VaultAsymmetricEncryption
     from vault_udp_hosts import Hosts
     from vault_udp_keys import MIN_SEALED_SIZE, SEALED_OVERHEAD, TAG_SIZE, Pair
@@ -40,7 +40,7 @@ else:
     from . import vault_udp_socket_helper as crypto
     from .vault_udp_address import Address, is_host
     from .vault_udp_announce import FULL_ANNOUNCEMENTS_FOR, Introductions
-    from .vault_udp_control import SHORT_ANNOUNCEMENT_SIZE
+    from .vault_udp_control import SHORT_ANNOUNCEMENT_SIZE, Announcement
     from .vault_udp_encryption import VaultAsymmetricEncryption
     from .vault_udp_hosts import Hosts
     from .vault_udp_keys import MIN_SEALED_SIZE, SEALED_OVERHEAD, TAG_SIZE, Pair
@@ -410,7 +410,13 @@ class Node(Upkeep):
     def _receive_base(self, address: Address, body_bytes: bytes, now: float) -> None:
         peer, link = self.table.settled_at(address), self.base.links[address]
         assert peer is not None
-        content = self.base.read(link, body_bytes)
+        version, content = self.base.read(body_bytes)
+        if isinstance(content, Announcement):
+            # First: all that is held for this peer may be what the thief of its key has announced.
+            keys = self._introductions.check_owner(peer, content)
+        if version < link.shown:
+            raise PacketError("downgrade_refused")
+        link.shown = link.version = version
         self.note_version(peer.identity, link.version)
         peer.proven = True
         peer.announce_at = NEVER
@@ -422,8 +428,8 @@ class Node(Upkeep):
             link.refresh_at = now
         if isinstance(content, bytes):
             self._deliver(peer, self._counted((content,)), now)
-        elif content is not None:
-            self._introductions.receive_sealed_announcement(peer, content, now)
+        elif isinstance(content, Announcement):
+            self._introductions.take_announced_keys(peer, *keys, now)
         self.schedule(peer)
 
     def seal_messages(

@@ -6,9 +6,11 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import nacl.signing
 import pytest
 from base_net import OURS, THEIRS, BaseHost, clear_announcement_of
-from fakenet import EPOCH, Address, FakeNet, both_ready
+from base_peer import announcement_members, make_announcement_body, to_b64
+from fakenet import EPOCH, Address, FakeNet, Host, both_ready
 from loopback import Collector, address_of, eventually, pair
 from test_protocol_edges import GOT, C, Rogue, rogue_and_host
 from test_reviewed_attacks import A, B, base_announcement, encryption_on
@@ -293,6 +295,126 @@ def test_a_server_shows_messages_under_the_address_of_who_sent_them(loss: float)
         assert {address for address, _ in server.received} == {B}
         assert len(server.received) >= 10
         assert server.node.counters["unasked_answer"] > 0
+
+
+class KeyThief:
+    """Announces a base peer's key as his own, in clear, in the name of that one's IP address."""
+
+    def __init__(self, net: FakeNet, victim: BaseHost) -> None:
+        self._net, self._key, self._me = net, victim.peer.enc_key, nacl.signing.SigningKey(bytes(32))
+        self.sign = bytes(self._me.verify_key)
+
+    def announce(self, port: int) -> None:
+        sign = to_b64(self.sign)
+        signature = to_b64(bytes(self._me.sign((self._key + sign).encode())))
+        members = {"enc_key": self._key, "sign_key": sign, "signature": signature, "port": port}
+        self._net.inject((THEIRS[0], 40000 + port % 20000), OURS, make_announcement_body(2, members))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    "times", [[0.0], [1.011], [number / 20 for number in range(40)], [0.5 + number for number in range(60)]]
+)
+def test_nobody_is_shown_what_another_sealed_by_announcing_its_key(times: list[float], version: int) -> None:
+    net = FakeNet(1, delay=0.01)
+    us, them = net.node(OURS), BaseHost(net, version, THEIRS)
+    thief = KeyThief(net, them)
+    for number, time in enumerate(times):
+        net.at(time, lambda port=30000 + number: thief.announce(port))  # type: ignore[misc]
+    net.at(1.0, lambda: them.add_peer(OURS))
+    net.run_until(3)
+    for number in range(60):
+        them.send(f"{number}")
+        net.run(1)
+    assert us.messages_from(THEIRS) == [b"%d" % number for number in range(60)]
+    assert us.peer(THEIRS).proven_identity == sign_of(them)
+    assert thief.sign not in {peer.proven_identity for peer in us.node.table.all()}
+
+
+def let_them_seal(us: Host, them: BaseHost) -> None:
+    """Give them our keys by a way of their application's; they announce themselves sealed then."""
+    keys = us.encryption.enc_public_key, us.encryption.sign_public_key
+    them.peer.set_peer_keys(us.address, *keys, them.clock)
+    them.add_peer(us.address)
+    them.net.run(0.1)
+
+
+@pytest.mark.parametrize("port", [THEIRS[1], 30000])
+def test_who_seals_with_a_key_says_whose_it_is_also_where_the_peer_was_added(port: int) -> None:
+    """The thief was first, at the very address that the user added, and at another of the peer's."""
+    net = FakeNet(1, delay=0.01)
+    added = (THEIRS[0], port)
+    us, them = net.node(OURS, added), BaseHost(net, 2, THEIRS)
+    thief = KeyThief(net, them)
+    thief.announce(port)
+    thief.announce(31000)
+    assert us.peer(added).identity == thief.sign
+    let_them_seal(us, them)
+    them.send("mine")
+    net.run(1)
+    assert us.messages_from(added) == [b"mine"]
+    keys = us.encryption.peer_keys(added)
+    assert keys is not None
+    assert us.peer(added).identity == keys.sign == sign_of(them)
+    assert us.mode((THEIRS[0], 31000)) == "unknown"
+
+
+def sign_of(host: BaseHost) -> bytes:
+    return crypto.b64_str_to_bytes(host.peer.sign_key)
+
+
+def test_a_stranger_whose_key_was_announced_at_its_own_address_loses_nothing() -> None:
+    net = FakeNet(1, delay=0.01)
+    us, them = net.node(OURS), BaseHost(net, 2, THEIRS)
+    thief = KeyThief(net, them)
+    thief.announce(THEIRS[1])
+    let_them_seal(us, them)
+    them.send("mine")
+    net.run(1)
+    assert us.messages_from(THEIRS) == [b"mine"]
+    assert us.peer(THEIRS).proven_identity == sign_of(them)
+
+
+def test_an_owner_of_a_key_keeps_its_addresses_and_the_thief_gets_no_other() -> None:
+    net = FakeNet(1, delay=0.01)
+    us, them = net.node(OURS), BaseHost(net, 2, THEIRS)
+    elsewhere = announcement_members(them.peer.enc_private, them.peer.sign_private, 12001)
+    net.inject((THEIRS[0], 12001), OURS, make_announcement_body(2, elsewhere))
+    net.inject(THEIRS, OURS, clear_announcement_of(them, 2))
+    thief = KeyThief(net, them)
+    thief.announce(30000)
+    let_them_seal(us, them)
+    thief.announce(30001)
+    assert us.node.counters["key_of_another"] == 1
+    assert set(us.node.table.by_name) == {THEIRS, (THEIRS[0], 12001)}
+
+
+def test_the_application_knows_better_whose_a_key_is() -> None:
+    net = FakeNet(1, delay=0.01)
+    us, them = net.node(OURS), BaseHost(net, 2, THEIRS)
+    other = to_b64(bytes(nacl.signing.SigningKey(bytes(32)).verify_key))
+    us.encryption.update_peer_keys(THEIRS, them.peer.enc_key, other)
+    let_them_seal(us, them)
+    assert us.node.counters["identity_refused"] == 1
+    assert us.peer(THEIRS).identity == crypto.b64_str_to_bytes(other)
+
+
+def test_nobody_says_whose_a_key_is_with_which_he_does_not_seal() -> None:
+    """The thief seals with his own key that the other's is another identity of his."""
+    net = FakeNet(1, delay=0.01)
+    us, them, thief = net.node(OURS), BaseHost(net, 2, THEIRS), BaseHost(net, 2, ("10.0.0.66", 12000))
+    for host in (them, thief):
+        host.add_peer(OURS)
+    net.run(1)
+    identity = us.peer(THEIRS).identity
+    me = nacl.signing.SigningKey(bytes(32))
+    sign = to_b64(bytes(me.verify_key))
+    signature = to_b64(bytes(me.sign((them.peer.enc_key + sign).encode())))
+    members = {"enc_key": them.peer.enc_key, "sign_key": sign, "signature": signature, "port": THEIRS[1]}
+    thief.send_body(make_announcement_body(2, members))
+    net.run(1)
+    assert us.node.counters["identity_refused"] == 1
+    assert us.peer(THEIRS).identity == identity
 
 
 @pytest.mark.parametrize("with_message", [True, False])
