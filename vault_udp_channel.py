@@ -216,7 +216,6 @@ class Channel:
         path = self._known_path()
         for size in path.doubt(now):
             self._ask_silent(pair, size, now)
-        self._follow(path)
 
     def ask_if_lost(self, now: float) -> None:
         """Ask a lost peer in the smallest size: no other may come through by now, and no more is needed."""
@@ -241,8 +240,7 @@ class Channel:
 
     def _resize(self, size: int, largest: int) -> None:
         self.body_size = size
-        if self.owner is not None:
-            self.owner.resize(largest)
+        self.owner.resize(largest)
 
     def refused(self, size: int, carried: int | None, now: float) -> None:
         """The system refuses datagrams to the endpoint with bodies of `size` bytes: too long for the path.
@@ -250,12 +248,11 @@ class Channel:
         Args:
             carried: the bytes of a body that the path carries, None if the system does not tell.
         """
-        if self.local.finds_sizes:
-            path = self._known_path()
-            path.refused(size, carried, now)
-            self._follow(path)
-            # What is still answered to such pings tells how the path was before.
-            self._pings = {nonce: ping for nonce, ping in self._pings.items() if ping.size < size}
+        path = self._known_path()
+        path.refused(size, carried, now)
+        self._follow(path)
+        # What is still answered to such pings tells how the path was before.
+        self._pings = {nonce: ping for nonce, ping in self._pings.items() if ping.size < size}
 
     def take_back(self, datagram: bytes, carried: int | None, now: float) -> Sequence[bytes] | None:
         """What the user is to send again, after the system has refused a datagram of ours for its size.

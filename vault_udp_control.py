@@ -64,7 +64,7 @@ def read_json(text: bytes) -> dict[str, Any]:
         members = _decode_json(text.decode("utf-8"))
     except PacketError:
         raise
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise PacketError("bad_control") from error
     if not isinstance(members, dict):
         raise PacketError("bad_control")

@@ -81,8 +81,7 @@ class Hosts:
                 why,
             )
         host.failures += 1
-        if peer.announce_at != NEVER:
-            host.look_up_at = now + min(2.0 ** min(host.failures - 1, 10), MAX_LOOKUP_DELAY)
+        host.look_up_at = now + min(2.0 ** min(host.failures - 1, 10), MAX_LOOKUP_DELAY)
 
     def may_announce(self, peer: Peer, now: float) -> bool:
         """Whether to announce to a host's peer now: not while its name is asked for, nor if we know it."""

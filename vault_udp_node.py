@@ -489,7 +489,7 @@ class Node(Upkeep):
             False if it is lost all the same: there is no smaller size, or nobody there any more.
         """
         peer = self._sent_to(endpoint)
-        if self.closed or peer is None or not self.local.finds_sizes:
+        if peer is None or not self.local.finds_sizes:
             return False
         carried = body_size_within(path_mtu, endpoint[0]) if path_mtu is not None else None
         messages = self._take_back(peer, endpoint, datagram, carried, now)

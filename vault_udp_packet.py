@@ -158,7 +158,7 @@ def read_frame(frame: bytes, limit: int = MAX_MESSAGE_SIZE) -> bytes:
     descriptor = frame[4]
     if descriptor == 0x20:
         start, size = 9, frame[5]
-    elif descriptor == 0x60 and len(frame) >= 10:
+    elif descriptor == 0x60:
         start, size = 10, 256 + int.from_bytes(frame[5:7], "little")
     else:
         return _decompress(frame, limit)
@@ -175,7 +175,7 @@ def _decompress(frame: bytes, limit: int) -> bytes:
     decoder = pyzstd.ZstdDecompressor(option={pyzstd.DParameter.windowLogMax: _ZSTD_WINDOW_LOG_MAX})
     try:
         content: bytes = decoder.decompress(frame, limit + 1)
-    except (pyzstd.ZstdError, EOFError, MemoryError) as error:
+    except (pyzstd.ZstdError, MemoryError) as error:
         raise PacketError("bad_frame") from error
     if len(content) > limit:
         raise PacketError("message_over_limit")
