@@ -102,7 +102,10 @@ def _beside_raw(details: Mapping[str, Any]) -> str:
         return f" ({details['messages/s']:,.0f} and {details['raw/s']:,.0f}/s)"
     if "raw p50 us" in details:
         return f" ({details['vault p50 us']:.0f} and {details['raw p50 us']:.0f} us)"
-    return f" (raw: {details['raw %']:.2g} %)" if "raw %" in details else ""
+    if "raw %" not in details:
+        return ""
+    sealed = f"; raw and libsodium: {details['sealed %']:.2g} %" if "sealed %" in details else ""
+    return f" (raw: {details['raw %']:.2g} %{sealed})"
 
 
 def _short(value: object) -> str:
