@@ -205,14 +205,17 @@ class Introductions:
     def _answer(self, hello: Hello, source: Address, now: float) -> None:
         """Answer a hello that nobody has verified: only whom we know there already is answered by name."""
         peer = self._state.table.at(source)
-        known, holds = b"", b""
-        if peer is not None:
-            known = peer.expected_identity
-            if peer.session.send is not None:
-                # Not a key that was only announced: another's can be.
-                holds = peer.session.send.theirs
+        known = peer.expected_identity if peer is not None else b""
+        holds = self._proven_key(peer) if peer is not None else b""
         to_sign = known if known == hello.sign else b""
         self._send_hello(source, now, echo=hello.nonce, holds=holds, to_sign=to_sign)
+
+    def _proven_key(self, peer: Peer) -> bytes:
+        """A key under which something of this peer has opened: one only announced may be another's."""
+        if peer.session.send is not None:
+            return peer.session.send.theirs
+        link = self._state.link_of(peer)
+        return self._live_enc(link.address) if link is not None and link.opened else b""
 
     def _names_us(self, hello: Hello) -> bool:
         """Whether its sender has met us: an end that only answers knows nobody."""
@@ -299,7 +302,7 @@ class Introductions:
         if hello.holds != self._state.local.current.public:
             # Before the confirm, which the peer cannot open without it.
             self._send_hello(source, now, echo=hello.nonce, holds=hello.enc, to_sign=hello.sign)
-        peer.session.accept_hello(hello, now)
+        peer.session.accept_hello(hello, source, now)
         self._state.schedule(peer)
 
     def _send_hello(self, address: Address, now: float, **fields: bytes) -> None:

@@ -162,8 +162,11 @@ class Session(Channel):
 
     # ----------------------------------------------------------------------------------- keys and pairs
 
-    def accept_hello(self, hello: Hello, now: float) -> None:
+    def accept_hello(self, hello: Hello, source: Address, now: float) -> None:
         """Take a hello whose proof and echo are good and whose identity is allowed here.
+
+        Args:
+            source: where it has come from, and an answer with the echo.
 
         Raises:
             PacketError: ``bad_announcement`` (its session key is not usable), ``stale_hello``,
@@ -180,6 +183,8 @@ class Session(Channel):
                 raise PacketError("stale_hello")  # recorded before a goodbye
             self._check_key_rate(now)
         pair = self._pair_with(self.local.current, hello.enc, order=-1, from_hello=True)
+        # What is sealed under it goes to the endpoint, where the peer need not be any more.
+        pair.needs_pong = pair.needs_pong or source != self.endpoint
         if hello.enc != self.enc:
             self._offset_error = NEVER
             for other in self.pairs:

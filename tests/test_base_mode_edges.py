@@ -31,6 +31,7 @@ from base_net import (
 )
 from base_peer import BasePeer, announcement_members, make_announcement_body, make_data_body, to_b64
 from fakenet import EPOCH, SEALED_SIZE, FakeNet, Host, both_ready
+from test_misbinding import asking
 
 import vault_udp_control as control_format
 import vault_udp_peer
@@ -539,3 +540,38 @@ def test_a_base_peer_at_the_second_address_of_a_lost_process_is_a_peer_of_its_ow
     base.send_data("of a peer that was removed", OURS, EPOCH + net.now)
     us.arrive((THEIRS[0], 777), base.outgoing.pop()[1])
     assert us.received == []
+
+
+def test_a_base_peer_that_speaks_sessions_since_its_restart_is_found_although_it_adds_nobody() -> None:
+    """What we seal for its former program makes it ask; our answer tells that we have met somebody there."""
+    net = FakeNet(seed=1, delay=0.01)
+    us, them = connected(net)
+    seed = to_b64(bytes(them.peer.sign_private))
+    them.kill()
+    new = net.node(THEIRS, encryption=VaultAsymmetricEncryption(sign_private_key=seed))
+    assert us.mode(THEIRS) == "base v2"
+    us.send(THEIRS, b"asks")
+    assert net.run_until(lambda: us.mode(THEIRS) == "session", limit=1)
+    us.send(THEIRS, b"hello")
+    net.run(1)
+    assert new.messages_from(OURS) == [b"hello"]
+
+
+def test_an_end_does_not_name_a_base_key_that_was_only_announced() -> None:
+    """Somebody announces Alice's session key as his base key to Bob, and shows her Bob's answer."""
+    net = FakeNet(seed=1, delay=0.01)
+    alice, bob, evil = net.node(THEIRS), net.node(OURS), net.outsider(ATTACKER)
+    key = alice.node.local.current.public
+    sign = nacl.signing.SigningKey(bytes(32))
+    texts = to_b64(key), to_b64(bytes(sign.verify_key))
+    members = {"enc_key": texts[0], "sign_key": texts[1], "port": ATTACKER[1]}
+    members["signature"] = to_b64(bytes(sign.sign("".join(texts).encode())))
+    evil.send(OURS, make_announcement_body(2, members))
+    net.run(0.1)
+    assert bob.mode(ATTACKER) == "base v2"
+    evil.received.clear()
+    evil.send(OURS, asking(alice.node.local.nonce_for(ATTACKER, alice.now)))
+    net.run(0.1)
+    net.inject(ATTACKER, THEIRS, evil.received[0][1])
+    assert alice.node.counters["unasked_answer"] == 1
+    assert alice.node.table.by_name == {}

@@ -19,7 +19,7 @@ def test_a_session_with_another_identity_keeps_no_pair_of_the_one_before() -> No
     rogue.come_up(B)
     session, other = host.peer(B).session, Rogue(net, host)
     before = list(session.pairs)
-    session.accept_hello(other.hello(other.local.current), host.now)
+    session.accept_hello(other.hello(other.local.current), session.endpoint, host.now)
     assert not set(before) & set(session.pairs)
     assert session.send is None
 
@@ -50,7 +50,8 @@ def test_a_hello_that_comes_late_does_not_move_a_clock_that_was_measured() -> No
     session = alice.peer(B).session
     measured, key = session.clock_offset, bob.node.local.current
     hello = Rogue(bob.net, alice).hello(key, sign=bob.sign_public)
-    session.accept_hello(hello._replace(time=bob.node.local.session_time(bob.now) - 15), alice.now)
+    hello = hello._replace(time=bob.node.local.session_time(bob.now) - 15)
+    session.accept_hello(hello, session.endpoint, alice.now)
     assert session.clock_offset == measured
 
 

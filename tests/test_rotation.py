@@ -301,6 +301,30 @@ def test_who_is_not_at_the_endpoint_any_more_does_not_follow_a_rotation(rotates:
         assert send.open_tag == new._seal_tag
 
 
+def test_a_hello_from_elsewhere_does_not_show_that_the_peer_is_at_its_endpoint_yet() -> None:
+    """It has moved from B to C, has left that, too, and is at B again, but goes on in the name of C."""
+    net, host, rogue = rogue_and_host()
+    pair = rogue.come_up(B)
+    rogue.end(C)
+    host.arrive(C, rogue.sealed(pair, GOT))
+    net.run(0.1)
+    rogue.pong(C, pair)
+    assert host.peer(B).session.endpoint == C
+    net.run(2)
+    new = rogue.shake_hands(B, SessionKey(1))
+    host.arrive(C, rogue.sealed(new, GOT))
+    send = host.peer(B).session.send
+    assert send is not None
+    assert send.open_tag == pair._seal_tag
+    host.arrive(B, rogue.sealed(new, GOT))
+    net.run(0.1)
+    rogue.pong(B, new)
+    assert host.peer(B).session.endpoint == B
+    send = host.peer(B).session.send
+    assert send is not None
+    assert send.open_tag == new._seal_tag
+
+
 def test_an_answer_to_a_rekey_counts_from_the_endpoint_only() -> None:
     net = FakeNet(seed=1)
     host = net.node(A, lifetime=20)
