@@ -427,6 +427,9 @@ class Introductions:
             if keys.sign != sign and not peer.added and keys.address != listens_at:
                 self._state.table.forget(peer)
                 continue
+            if keys.sign != sign:
+                self._state.tell_lost(peer, "it has shown that it is another identity")
+                peer.base_ready = False
             keys.sign, keys.proven = sign, True
             self._state.table.set_identity(peer, sign)
 

@@ -345,6 +345,8 @@ class Node(Upkeep):
         self._was_added(peer, now)
         if self.is_ready(peer, now):
             self.became_ready(peer, name)
+        elif peer.has_messages:
+            self.flushable.append(peer)  # what was on its way to the send thread waits for keys now
 
     def _remember(self, peer: Peer) -> None:
         if not (self._remember_peers and peer.added and peer.session.up and peer.session.persistent):

@@ -148,7 +148,10 @@ class Session(Channel):
     @property
     def coming_up(self) -> bool:
         """Keys were just exchanged: an answer under them may be on its way."""
-        return any(not pair.opened and pair.confirms < CONFIRMS_BEFORE_DOUBT for pair in self.pairs)
+        return any(
+            not pair.opened and pair.confirm_at < NEVER and pair.confirms < CONFIRMS_BEFORE_DOUBT
+            for pair in self.pairs
+        )
 
     @property
     def coalesce(self) -> bool:
@@ -205,7 +208,8 @@ class Session(Channel):
 
     def _take_key(self, hello: Hello) -> None:
         if hello.enc != self.enc and self.enc:
-            self._superseded = (*self._superseded[1 - MAX_SUPERSEDED :], self.enc)
+            superseded = [key for key in self._superseded if key != hello.enc]
+            self._superseded = (*superseded[1 - MAX_SUPERSEDED :], self.enc)
         self.enc, self.epoch, self.flags = hello.enc, hello.epoch, hello.flags
 
     def _pair_with(self, mine: SessionKey, theirs: bytes, order: int, from_hello: bool = False) -> Pair:
@@ -314,6 +318,8 @@ class Session(Channel):
         pair.opened = True
         if pair.mine is self.local.current:
             self._rekey_at = NEVER
+        elif self.send is None:
+            self._rekey_at = now  # our keys have rotated since the hello, without a pair to tell so under
         if self.send is None or pair.from_hello or pair.order > self.send.order:
             if pair.from_hello:
                 if pair.theirs != self.enc:
@@ -322,10 +328,9 @@ class Session(Channel):
                     self._superseded = (*superseded[1 - MAX_SUPERSEDED :], self.enc)
                     self.enc, self.epoch, pair.outdated = pair.theirs, -1, False
                 pair.order, pair.from_hello = pair.mine.epoch + self.epoch, False
-                # What has not opened, or is of another key of the peer's, is of a process that may be gone:
-                # nothing of it that is still on its way may take over or say goodbye.
-                gone = [p for p in self.pairs if p is not pair and not (p.opened and p.theirs == self.enc)]
-                for other in gone:
+                # What is of another key of the peer's is of a process that may be gone: nothing of it that is
+                # still on its way may take over or say goodbye.
+                for other in [other for other in self.pairs if other.theirs != self.enc]:
                     self._drop(other)
             self.send = pair
         # Due at once; what opened the pair may be a CONFIRM, which is answered anyway, or needs no answer.

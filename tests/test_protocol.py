@@ -262,6 +262,17 @@ def test_what_is_on_its_way_to_the_send_thread_goes_to_who_is_known_by_another_a
     assert "peer_removed" not in alice.node.counters
 
 
+def test_what_is_on_its_way_to_a_peer_that_turns_out_to_be_a_lost_one_waits_for_it() -> None:
+    _, alice, _ = two_in_session()
+    alice.add_peer(BOB_6)
+    named, known = alice.peer(BOB_6), alice.peer(B)
+    known.session.lost = True
+    named.lane.append(b"in the lane")
+    alice.node.table.merge(named, known)
+    alice.node._merged(known, BOB_6, alice.now)
+    assert alice.node.take_flushable() == [known], "the send thread puts it into the queue"
+
+
 def test_what_waits_for_a_lost_peer_goes_to_where_it_is_back() -> None:
     net, alice, bob = two_in_session()
     net.hook = lambda datagram: []

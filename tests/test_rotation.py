@@ -574,3 +574,65 @@ def test_who_has_moved_says_so_at_growing_intervals() -> None:
         times.append(due - moved_at)
     assert times == pytest.approx(MOVE_PINGS)
     assert len(alice.node.outgoing) == len(MOVE_PINGS)
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.2])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_rotation_amid_a_key_exchange_does_not_divide_the_two(again: bool, loss: float) -> None:
+    """A client comes, or is back, and the server's keys rotate while the two get to know each other's."""
+    for seed in range(24):
+        net = FakeNet(seed, delay=0.3)
+        server, client = net.node(A), net.node(B, lifetime=1000)
+        if again:
+            client.add_peer(A)
+            net.run(5)
+            client.remove_peer(A)
+            net.run(1)
+        net.loss = loss
+        client.add_peer(A)
+
+        def rotate(server: Host = server) -> None:
+            with server._acting():
+                server.node.rotate_at = server.now
+                server.node.run_timers(server.now)
+
+        net.at(net.now + 0.3 + net.rng.random() * 1.5, rotate)
+        net.run(2.5)
+        net.loss = 0.0
+        assert net.run_until(lambda: both_ready(server, client), limit=3)  # noqa: B023
+        for number in range(10):
+            client.send(A, b"%d" % number)
+            server.send(B, b"%d" % number)
+            net.run(0.5)
+        assert server.messages_from(B) == client.messages_from(A) == [b"%d" % number for number in range(10)]
+
+
+def test_a_key_that_a_rekey_has_confirmed_is_not_taken_for_a_recorded_one() -> None:
+    """Its hello came before anything of the key before it had opened, as when the peer rotates just then."""
+    _, host, rogue = rogue_and_host()
+    key = SessionKey(1)
+    first = rogue.shake_hands(B)
+    rogue.shake_hands(B, key)
+    host.arrive(B, rogue.sealed(first, GOT))
+    assert host.mode(B) == "session"
+    assert host.peer(B).session.enc == first.mine.public, "as if the other's hello were a recorded one"
+    rogue.rekey(B, first, key)
+    rogue.shake_hands(B, key)
+    assert host.peer(B).session.enc == key.public
+    assert "stale_hello" not in host.node.counters
+
+
+def test_who_has_slept_through_two_rotations_is_found_where_it_wakes_up() -> None:
+    """We have added it; a pair that our REKEY made is still there, and nobody will ever answer it."""
+    net = FakeNet(seed=1, delay=0.02)
+    server, laptop = net.node(A, B, lifetime=60), net.node(B, A, lifetime=1e6)
+    assert net.run_until(lambda: both_ready(server, laptop))
+    server.send(B, b"the last one")
+    net.run(1)
+    laptop.suspend(127)
+    assert server.node.local.current.epoch == 2
+    laptop.move(C, knowingly=False)
+    for number in range(8):
+        laptop.send(A, b"%d" % number)
+        net.run(0.5)
+    assert server.received[-1:] == [(C, b"7")]
