@@ -422,8 +422,10 @@ def test_a_forked_child_lets_go_of_the_locks_of_signals() -> None:
 
 def test_a_forked_child_has_no_keys_of_its_parent() -> None:
     with pair() as (a, b):
-        local = a._node.local
+        local, work = a._node.local, a._work
         a._abandon()
+        with work:
+            work.notify_all()  # to the send thread, which a child would not have; nobody else wakes it now
         stats = a.encryption.get_stats()
         assert (stats["has_enc_private_key"], stats["has_sign_private_key"]) == (False, False)
         assert (local.sign_seed, not any(local.current.private)) == (b"", True)
