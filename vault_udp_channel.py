@@ -113,7 +113,7 @@ class Channel:
         echo: bytes = b"",
         body_size: int | None = None,
         to: Address | None = None,
-        **others: bool,
+        silent: bool = False,
     ) -> None:
         address, size = to or self.endpoint, body_size or self.body_size
         members: dict[str, object] = {"type": "confirm", "got": got}
@@ -122,7 +122,8 @@ class Channel:
         if not got:
             members["nonce"] = crypto.bytes_to_b64_str(self._new_ping(address, size, now))
         members["time"] = round(self.local.session_time(now) * 1000)
-        members.update(others)
+        if silent:
+            members["silent"] = True
         self._control(pair, members, now, address, size)
 
     def _new_ping(self, address: Address, size: int, now: float) -> bytes:

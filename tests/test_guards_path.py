@@ -60,6 +60,13 @@ def test_what_was_answered_in_one_doubt_says_nothing_in_the_next() -> None:
         assert path.size == body(1420), "nothing was answered"
 
 
+def rounds_left(path: Path) -> int:
+    rounds = 0
+    while path.run(path.due_at):
+        rounds += 1
+    return rounds
+
+
 def test_an_attempt_to_raise_the_size_ends_with_a_doubt() -> None:
     path = lowered(1400)
     path.run(path.due_at)
@@ -67,10 +74,7 @@ def test_an_attempt_to_raise_the_size_ends_with_a_doubt() -> None:
     assert path.due_at == 11.0 + DOUBT_LASTS
     path.answered(body(576), RTT, 12.0)
     assert path.due_at == 12.0
-    rounds = 0
-    while path.run(path.due_at):
-        rounds += 1
-    assert rounds == CHECK_ROUNDS
+    assert rounds_left(path) == CHECK_ROUNDS
 
 
 def test_a_peer_that_hears_nothing_is_believed_amid_an_attempt_to_raise_the_size() -> None:
@@ -118,10 +122,7 @@ def test_each_larger_answer_does_not_begin_the_rounds_anew() -> None:
     path.run(1.0)
     path.answered(body(1280), RTT, 1.1)
     assert path.due_at == 1.0 + CHECK_INTERVAL
-    rounds = 1
-    while path.run(path.due_at):
-        rounds += 1
-    assert rounds == CHECK_ROUNDS
+    assert 1 + rounds_left(path) == CHECK_ROUNDS
 
 
 def test_who_is_near_has_a_second_to_answer_the_last_round() -> None:

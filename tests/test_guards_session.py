@@ -11,7 +11,7 @@ from test_protocol_edges import GOT, C, Rogue, rogue_and_host
 import vault_udp_control as control_format
 import vault_udp_packet as packet
 import vault_udp_session
-from vault_udp_keys import NO_KEY, Pair, SessionKey, read_hello_untrusted
+from vault_udp_keys import NO_KEY, SessionKey, read_hello_untrusted
 
 
 def test_a_session_with_another_identity_keeps_no_pair_of_the_one_before() -> None:
@@ -273,17 +273,10 @@ def test_who_does_not_hear_us_elsewhere_says_nothing_about_the_path() -> None:
     assert host.peer(B).session.body_size < 500
 
 
-def pings_to(rogue: Rogue, address: tuple[str, int], pair: Pair) -> list[str]:
-    """The nonces of the pings that have arrived there."""
-    ours = [data for _, data in rogue._ends[address].received if data.startswith(pair.open_tag)]
-    members = [control_format.read_json(packet.read_body(pair.open(data)[1]).control) for data in ours]
-    return [member["nonce"] for member in members if not member["got"]]
-
-
 def test_an_answer_that_was_held_back_measures_nothing() -> None:
     net, host, rogue = rogue_and_host()
     pair = rogue.come_up(B)
-    nonce = pings_to(rogue, B, pair)[0]
+    nonce = rogue.pings(B, pair)[0]
     net.run(21)
     answer = {**GOT, "echo": nonce, "time": round((EPOCH + net.now - 21) * 1000)}
     before = host.peer(B).session.clock_offset
@@ -295,7 +288,7 @@ def test_an_answer_that_was_held_back_measures_nothing() -> None:
 def test_an_answer_from_elsewhere_than_the_ping_went_moves_nobody() -> None:
     net, host, rogue = rogue_and_host()
     pair = rogue.come_up(B)
-    nonce = pings_to(rogue, B, pair)[0]
+    nonce = rogue.pings(B, pair)[0]
     answer = {**GOT, "echo": nonce, "time": round((EPOCH + net.now) * 1000)}
     host.arrive(C, rogue.sealed(pair, answer))
     assert host.peer(B).session.endpoint == B

@@ -79,17 +79,27 @@ class Rogue:
         assert self.host.mode(address) == "session"
         return pair
 
+    def pings(self, address: Any, pair: Pair) -> list[str]:
+        """The nonces of the pings under the pair that have arrived there; each can be read once."""
+        ours = [data for _, data in self._ends[address].received if data.startswith(pair.open_tag)]
+        members = [control_format.read_json(packet.read_body(pair.open(data)[1]).control) for data in ours]
+        return [member["nonce"] for member in members if not member["got"]]
+
     def pong(self, address: Any, pair: Pair) -> None:
         """Answer the last ping under the pair."""
-        pings = []
-        for _, datagram in self._ends[address].received:
-            try:
-                members = control_format.read_json(packet.read_body(pair.open(datagram)[1]).control)
-            except packet.PacketError:
-                continue
-            pings += [members["nonce"]] if "nonce" in members else []
-        time = round((EPOCH + self.net.now) * 1000)
-        self.host.arrive(address, self.sealed(pair, {**GOT, "echo": pings[-1], "time": time}))
+        self._answer(address, pair, self.pings(address, pair)[-1])
+
+    def _answer(self, address: Any, pair: Pair, nonce: str) -> None:
+        answer = {**GOT, "echo": nonce, "time": round((EPOCH + self.net.now) * 1000)}
+        self.host.arrive(address, self.sealed(pair, answer))
+
+    def move(self, address: Any, pair: Pair) -> None:
+        """Send from another address, and answer the one ping that comes there."""
+        self.end(address)
+        self.host.arrive(address, self.sealed(pair, GOT))
+        self.net.run(0.1)
+        (nonce,) = self.pings(address, pair)
+        self._answer(address, pair, nonce)
 
     def rekey(self, address: Any, pair: Pair, key: SessionKey) -> Pair:
         """Announce another session key under the pair; our end of the pair that it makes."""

@@ -305,10 +305,7 @@ def test_a_hello_from_elsewhere_does_not_show_that_the_peer_is_at_its_endpoint_y
     """It has moved from B to C, has left that, too, and is at B again, but goes on in the name of C."""
     net, host, rogue = rogue_and_host()
     pair = rogue.come_up(B)
-    rogue.end(C)
-    host.arrive(C, rogue.sealed(pair, GOT))
-    net.run(0.1)
-    rogue.pong(C, pair)
+    rogue.move(C, pair)
     assert host.peer(B).session.endpoint == C
     net.run(2)
     new = rogue.shake_hands(B, SessionKey(1))
