@@ -126,6 +126,10 @@ class Channel:
             members["silent"] = True
         self._control(pair, members, now, address, size)
 
+    def _ask(self, pair: Pair, now: float) -> None:
+        """Ping the peer under a pair; if it asked for that with a REKEY, this is also the answer."""
+        self._confirm(pair, False, now, pair.rekey_nonce)
+
     def _new_ping(self, address: Address, size: int, now: float) -> bytes:
         """The nonce of a ping that leaves for `address` now in a body of `size` bytes."""
         while self._pings:
@@ -226,7 +230,7 @@ class Channel:
 
     def _ask_silent(self, pair: Pair, size: int, now: float) -> None:
         """Ping a peer that we do not hear, and tell it so: it may be that what it sends is too long."""
-        self._confirm(pair, False, now, body_size=size, silent=True)
+        self._confirm(pair, False, now, pair.rekey_nonce, size, silent=True)
 
     def _question_size(self, heard: int, now: float) -> None:
         if self.local.finds_sizes:

@@ -272,6 +272,7 @@ class Pair:
         "order",
         "outdated",
         "owner",
+        "rekey_nonce",
         "theirs",
         "window",
     )
@@ -297,6 +298,8 @@ class Pair:
         self.from_hello = False
         self.opened = False
         self.needs_pong = False
+        self.rekey_nonce = b""
+        """Of the last REKEY that asked for this pair."""
         self.outdated = False
         self.window = CounterWindow()
         self.counters = itertools.count(next(mine.pairs_made) * COUNTERS_APART)

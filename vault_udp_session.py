@@ -431,7 +431,8 @@ class Session(Channel):
                 pair.confirms, pair.confirm_at = 0, now + retry_delay(0)
         else:
             pair = self._pair_with(self.local.current, hello.enc, self.local.current.epoch + self.epoch)
-        self._confirm(pair, False, now, hello.nonce)
+        pair.rekey_nonce = hello.nonce
+        self._ask(pair, now)
 
     # ------------------------------------------------------------------------------------------ sending
 
@@ -482,7 +483,7 @@ class Session(Channel):
         """Repeat CONFIRM under the pairs that nothing has opened under yet."""
         for pair in self.pairs:
             if not pair.opened:
-                self._confirm(pair, False, now)
+                self._ask(pair, now)
 
     # ------------------------------------------------------------------------------------------- timers
 
@@ -514,7 +515,7 @@ class Session(Channel):
                     self._drop(pair)
                     continue
                 pair.confirm_at = now + retry_delay(pair.confirms)
-                self._confirm(pair, False, now)
+                self._ask(pair, now)
                 if pair.confirms >= CONFIRMS_BEFORE_DOUBT:
                     self._doubt_size(pair, now)
         if self._rekey_at <= now:
