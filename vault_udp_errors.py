@@ -196,14 +196,19 @@ def check_files(identity_file: object, known_peers_file: object) -> None:
         )
 
 
-def check_text(text: str) -> bytes:
-    """A text as UTF-8.
+def check_data(data: object) -> bytes:
+    """What the user sends, as bytes and nothing that is derived from them; a text as UTF-8.
 
     Raises:
-        InvalidArgumentError: it has half a character, which UTF-8 has not.
+        TypeError: it is neither str nor bytes.
+        InvalidArgumentError: the text has half a character, which UTF-8 has not.
     """
+    if isinstance(data, bytes):
+        return bytes(data)
+    if not isinstance(data, str):
+        raise TypeError(f"data must be str or bytes, not {type(data).__name__}")
     try:
-        return text.encode()
+        return data.encode()
     except UnicodeEncodeError as error:
         raise InvalidArgumentError(
             f"the text has half a character (a lone surrogate) at {error.start}, which UTF-8 has not; "

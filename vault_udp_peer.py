@@ -201,6 +201,8 @@ class PeerTable:
         """What users see."""
         self.by_place: dict[Address, list[Peer]] = {}
         """Whose hosts' names stand for an address, those that said so first before others."""
+        self.added: dict[Peer, None] = {}
+        """Those that the user has added, in that order."""
         self.evicted = 0
         self._on_forget = on_forget
         self._on_release = on_release
@@ -265,6 +267,7 @@ class PeerTable:
     def mark_added(self, peer: Peer) -> None:
         """The user has named this peer: it is no stranger any more."""
         peer.added = True
+        self.added[peer] = None
         self.keep(peer)
 
     def keep(self, peer: Peer) -> None:
@@ -296,6 +299,7 @@ class PeerTable:
         self._on_forget(peer)
         self.set_identity(peer, b"")
         self._leave_places(peer)
+        self.added.pop(peer, None)
         for name in peer.names:
             del self.by_name[name]
             self._pending.pop(name, None)

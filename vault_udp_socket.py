@@ -41,13 +41,13 @@ if TYPE_CHECKING or not __package__:
         UDPSocketError,
         check_address,
         check_bind_address,
+        check_data,
         check_files,
         check_identity,
         check_keepalive,
         check_mtu,
         check_port,
         check_rate_limit,
-        check_text,
         check_timeout,
     )
     from vault_udp_identity import IdentityFile, KnownPeers, Path, fingerprint
@@ -78,13 +78,13 @@ else:
         UDPSocketError,
         check_address,
         check_bind_address,
+        check_data,
         check_files,
         check_identity,
         check_keepalive,
         check_mtu,
         check_port,
         check_rate_limit,
-        check_text,
         check_timeout,
     )
     from .vault_udp_identity import IdentityFile, KnownPeers, Path, fingerprint
@@ -422,11 +422,13 @@ class UDPSocketClass(Carrier):
         # The way of a burst: what waits for this peer is still to be taken by the send thread, so one message
         # more needs no lock. `laned` is looked at again behind it: the send thread clears it before it looks
         # into the lane, so either it sees the message, or we see that it may not have.
+        if data.__class__ is not bytes:
+            data = check_data(data)
         try:
             peer = self._by_name[addr] if addr is not None else None
         except (KeyError, TypeError):  # TypeError: `check_address` says what cannot be looked up in it
             peer = None
-        if peer is not None and data.__class__ is bytes and len(data) <= peer.room:
+        if peer is not None and len(data) <= peer.room:
             lane = peer.lane
             if peer.laned and len(lane) < self._lane_size:
                 lane.append(data)
@@ -437,10 +439,6 @@ class UDPSocketClass(Carrier):
             else:
                 self._send((peer,), data)
             return
-        if isinstance(data, str):
-            data = check_text(data)
-        elif not isinstance(data, bytes):
-            raise TypeError(f"data must be str or bytes, not {type(data).__name__}")
         address = check_address(addr) if addr is not None else None
         message = self._fit(data, address)
         self._send(self._targets(address), message)
@@ -467,7 +465,7 @@ class UDPSocketClass(Carrier):
         with self._lock:
             self._check_running()
             if address is None:
-                return [peer for peer in self._node.table.all() if peer.added]
+                return list(self._node.table.added)
             if is_host(address[0]) and address not in self._node.table.by_name:
                 raise InvalidArgumentError(f"{address} is a name that was not added; add_peer it first")
             return [self._node.contact(address, time.monotonic())]

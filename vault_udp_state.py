@@ -220,9 +220,7 @@ class NodeState:
     def body_size_towards(self, address: Address | None) -> int:
         """The same by address, known or not; None is every added peer, and the smallest of theirs."""
         if address is None:
-            return min(
-                (self.body_size_of(peer) for peer in self.table.all() if peer.added), default=self.body_size
-            )
+            return min(map(self.body_size_of, self.table.added), default=self.body_size)
         peer = self.table.by_name.get(address)
         return self.body_size_of(peer) if peer else packet.body_size_for(address[0], self.body_size)
 

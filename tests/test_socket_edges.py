@@ -28,6 +28,7 @@ import vault_udp_delivery
 from vault_udp_datagram import DatagramSocket
 from vault_udp_encryption import KeyNotFoundError
 from vault_udp_node import Node
+from vault_udp_peer import PeerTable
 from vault_udp_session import retry_delay
 from vault_udp_socket import InvalidArgumentError, StoppedError, UDPSocketClass
 from vault_udp_state import Event
@@ -106,6 +107,41 @@ def test_a_message_for_a_lane_that_was_just_taken_does_not_stay_behind() -> None
             peer.lane, peer.laned = Taken(), True
             a.send_data(b"behind it", address_of(b))
         inbox.wait_for_text("behind it")
+
+
+class Text(str):
+    """As some libraries' texts are."""
+
+    __slots__ = ()
+
+
+class Bytes(bytes):
+    __slots__ = ()
+
+
+@pytest.mark.parametrize(
+    "data", ["é", "é".encode(), Text("é"), Bytes("é".encode())], ids=lambda data: type(data).__name__
+)
+def test_a_message_of_a_burst_needs_no_lock_whatever_its_type(data: str | bytes) -> None:
+    with pair() as (a, b):
+        inbox = Inbox(b)
+        peer = a._node.table.by_name[address_of(b)]
+        with a._lock:
+            peer.laned = True
+            run_thread(lambda: a.send_data(data, address_of(b)))
+            assert [(type(message), message) for message in peer.lane] == [(bytes, "é".encode())]
+            peer.laned = False
+            a._lane_locked(peer)
+        inbox.wait_for_text("é")
+
+
+def test_a_broadcast_does_not_look_for_its_peers_among_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pair() as (a, b):
+        inbox = Inbox(b)
+        with monkeypatch.context() as patch:
+            patch.delattr(PeerTable, "all")
+            a.send_data("to all")
+        inbox.wait_for_text("to all")
 
 
 # ------------------------------------------------------------------------------------------------------ ends
