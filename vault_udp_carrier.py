@@ -7,8 +7,10 @@ instead while it waits itself. One lock guards the node; it is never held while 
 received or sent, or a thread is joined; it is while a line is logged.
 
 A message for a peer that is ready goes one of two ways. While nothing waits, it leaves in its caller's
-thread. In a burst it goes into the peer's lane, a list to which callers append without the lock, and the send
-thread takes it from there: sealing many at once and sending them in few system calls makes it fast.
+thread. In a burst it goes into the peer's lane, a list from which the send thread takes it: sealing many at
+once and sending them in few system calls makes it fast. While `laned` says that this thread has still to look
+into the lane, callers append without the lock, and look at `laned` again behind that: this thread clears it
+before it looks, so either it sees the message, or they see that it may not have.
 
 Names of hosts are looked up by a `Resolver`, which has threads while there are any.
 """
@@ -67,7 +69,8 @@ TIMEOUT_AT_EXIT = 1.0
 """Seconds that callbacks may hold up the end of a program that has not called `stop`."""
 BURST_GAP = 15e-6
 BURST_LENGTH = 4
-"""So many messages, each so many seconds after the one before, are a burst: the send thread takes over."""
+"""So many messages, each so many seconds (for each of its peers) after the one before, are a burst: the send
+thread takes over."""
 
 
 Outgoing = Tuple[Address, bytes]
@@ -129,7 +132,7 @@ class Carrier:
         self._laned: deque[Peer] = deque()
         self._replaced: list[DatagramSocket] = []
         """Sockets of former ports that the receive thread has still to leave."""
-        self._by_name = self._node.table.by_name
+        self._by_name, self._added = node.table.by_name, node.table.added
         self._resolver = Resolver(self._resolved, datagrams.reachable_family)
         self._lane_size = LANE_SIZE
         self._sending = False
@@ -173,7 +176,8 @@ class Carrier:
             with self._lock:
                 self._check_running()
                 now = time.monotonic()
-                self._quick = self._quick + 1 if now - self._last_direct < BURST_GAP else 0
+                is_quick = now - self._last_direct < BURST_GAP * len(peers)
+                self._quick = self._quick + 1 if is_quick else 0
                 for peer in peers:
                     self._submit_locked(peer, message, now, direct)
         finally:
@@ -184,6 +188,28 @@ class Carrier:
                 for endpoint, sealed in direct:
                     datagrams.send(sealed, endpoint)
                 self._last_direct = time.monotonic()
+
+    def _broadcast(self, peers: Sequence[Peer], message: bytes) -> bool:
+        """Send a message to all these peers; False if it does not fit into a datagram to each as it is."""
+        if not peers or len(message) > min([peer.room for peer in peers]):
+            return False
+        others = []
+        for peer in peers:
+            if peer.laned and len(peer.lane) < self._lane_size:
+                peer.lane.append(message)
+                if not peer.laned:
+                    self._lane_again(peer)
+            else:
+                others.append(peer)
+        if others:
+            self._send(others, message)
+        return True
+
+    def _lane_again(self, peer: Peer) -> None:
+        """The send thread may not have seen what a caller has just added to the lane."""
+        with self._lock:
+            self._check_running()
+            self._lane_locked(peer)
 
     def _submit_locked(
         self, peer: Peer, message: bytes, now: float, direct: list[tuple[Address, Sequence[bytes]]]
@@ -427,7 +453,7 @@ class Carrier:
         self._resolver.stop()
         with self._lock:
             self._stopped = True
-            self._by_name = {}  # no way past the check of `_stopped`
+            self._by_name, self._added = {}, {}  # no way past the check of `_stopped`
             self._work.notify_all()
             self._room.notify_all()
             self._ready.notify_all()
@@ -469,7 +495,7 @@ class Carrier:
         self._why_stopped = "a socket does not survive a fork; make a new UDPSocketClass in the child process"
         self._lock = self._encryption.lock = threading.RLock()
         self._work = self._room = self._ready = threading.Condition(self._lock)
-        self._by_name = {}
+        self._by_name, self._added = {}, {}
         self._encryption.stop()
         self._node.local.wipe()
         self._resolver.abandon()

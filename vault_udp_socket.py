@@ -419,9 +419,6 @@ class UDPSocketClass(Carrier):
                 the text has half a character (a lone surrogate), which UTF-8 has not.
             StoppedError: after `stop`.
         """
-        # The way of a burst: what waits for this peer is still to be taken by the send thread, so one message
-        # more needs no lock. `laned` is looked at again behind it: the send thread clears it before it looks
-        # into the lane, so either it sees the message, or we see that it may not have.
         if data.__class__ is not bytes:
             data = check_data(data)
         try:
@@ -430,14 +427,15 @@ class UDPSocketClass(Carrier):
             peer = None
         if peer is not None and len(data) <= peer.room:
             lane = peer.lane
-            if peer.laned and len(lane) < self._lane_size:
+            if peer.laned and len(lane) < self._lane_size:  # the way of a burst: see `vault_udp_carrier`
                 lane.append(data)
                 if not peer.laned:
-                    with self._lock:
-                        self._check_running()
-                        self._lane_locked(peer)
+                    self._lane_again(peer)
             else:
                 self._send((peer,), data)
+            return
+        # `list` copies at once: without the lock, the table may change meanwhile.
+        if addr is None and self._broadcast(list(self._added), data):
             return
         address = check_address(addr) if addr is not None else None
         message = self._fit(data, address)

@@ -24,6 +24,12 @@ def test_who_has_left_the_table_is_not_found_by_its_identity(net: FakeNet) -> No
     assert table.with_identity(bob.sign_public) == ()
 
 
+def test_who_has_left_the_table_gets_no_broadcasts(net: FakeNet) -> None:
+    alice = net.node(A, B, NAME)
+    alice.remove_peer(B)
+    assert list(alice.node.table.added) == [alice.peer(NAME)]
+
+
 def test_a_peer_that_loses_one_of_its_hosts_names_leaves_no_place_behind(net: FakeNet) -> None:
     net.names["host.example"] = net.names["other.example"] = ["10.0.0.2", "10.0.0.3"]
     alice, _bob = net.node(A, NAME, OTHER_NAME), net.node(B)

@@ -66,8 +66,8 @@ class Crowd:
             with self._lock:
                 self.sent_bytes.add(message)
             if to_all:
-                targets = sock._targets(None)
-                sock._send(targets, message)  # what `send_data` does; only so is it known to how many
+                targets = list(sock._added)
+                sock._broadcast(targets, message)  # what `send_data` does; only so is it known to how many
             else:
                 targets = [sock._node.table.by_name.get(peer)]  # type: ignore[list-item]
                 sock.send_data(message, peer)

@@ -12,6 +12,7 @@ import os
 import socket
 import threading
 from pathlib import Path
+from typing import Sequence
 
 import pytest
 from fakenet import EPOCH, Address, Copies, Datagram, FakeNet, Host, both_ready
@@ -303,7 +304,8 @@ def test_a_keepalive_that_the_clock_does_not_resolve_is_refused(keepalive: float
 
 @on_posix
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_child_forked_in_a_burst_does_not_swallow_messages() -> None:
+@pytest.mark.parametrize("to_all", [False, True])
+def test_a_child_forked_in_a_burst_does_not_swallow_messages(to_all: bool) -> None:
     with pair() as (a, b):
         name = address_of(b)
         with a._lock:
@@ -311,12 +313,39 @@ def test_a_child_forked_in_a_burst_does_not_swallow_messages() -> None:
             child = os.fork()
             if child == 0:
                 try:
-                    a.send_data(b"lost", name)
+                    a.send_data(b"lost", None if to_all else name)
                 except StoppedError:
                     os._exit(0)
                 finally:
                     os._exit(1)
         assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("to_all", [False, True])
+def test_no_lane_takes_messages_while_the_socket_stops(monkeypatch: pytest.MonkeyPatch, to_all: bool) -> None:
+    sending, go_on = threading.Event(), threading.Event()
+
+    def send(datagrams: Sequence[bytes], _: Address) -> int:
+        sending.set()
+        go_on.wait(PATIENCE)
+        return len(datagrams)
+
+    with pair() as (a, b):
+        name = address_of(b)
+        peer = a._by_name[name]
+        monkeypatch.setattr(a._datagrams, "send", send)
+        with a._lock:
+            peer.lane.append(b"first")
+            a._lane_locked(peer)
+        assert sending.wait(PATIENCE)
+        stopper = threading.Thread(target=a.stop)
+        stopper.start()
+        eventually(lambda: a._stopped, "it is being stopped")
+        peer.laned = True  # as if the send thread had not been told yet
+        with pytest.raises(StoppedError):
+            a.send_data(b"lost", None if to_all else name)
+        go_on.set()
+        stopper.join()
 
 
 def test_a_session_lost_in_a_burst_does_not_change_the_order_of_messages() -> None:

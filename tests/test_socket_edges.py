@@ -24,6 +24,7 @@ from loopback import (
     run_thread,
 )
 
+import vault_udp_carrier
 import vault_udp_delivery
 from vault_udp_datagram import DatagramSocket
 from vault_udp_encryption import KeyNotFoundError
@@ -92,7 +93,8 @@ def test_what_comes_when_no_slot_is_left_is_counted() -> None:
         assert b.get_stats()["counters"]["nobody_connected"] == lost() == 1
 
 
-def test_a_message_for_a_lane_that_was_just_taken_does_not_stay_behind() -> None:
+@pytest.mark.parametrize("to_all", [False, True])
+def test_a_message_for_a_lane_that_was_just_taken_does_not_stay_behind(to_all: bool) -> None:
     """The send thread takes what is in a lane when a caller has just seen that it is still to be taken."""
 
     class Taken(List[bytes]):
@@ -105,7 +107,7 @@ def test_a_message_for_a_lane_that_was_just_taken_does_not_stay_behind() -> None
         peer = a._node.table.by_name[address_of(b)]
         with a._lock:  # the send thread waits
             peer.lane, peer.laned = Taken(), True
-            a.send_data(b"behind it", address_of(b))
+            a.send_data(b"behind it", None if to_all else address_of(b))
         inbox.wait_for_text("behind it")
 
 
@@ -122,17 +124,53 @@ class Bytes(bytes):
 @pytest.mark.parametrize(
     "data", ["é", "é".encode(), Text("é"), Bytes("é".encode())], ids=lambda data: type(data).__name__
 )
-def test_a_message_of_a_burst_needs_no_lock_whatever_its_type(data: str | bytes) -> None:
+@pytest.mark.parametrize("to_all", [False, True])
+def test_a_message_of_a_burst_needs_no_lock_whatever_its_type(data: str | bytes, to_all: bool) -> None:
     with pair() as (a, b):
         inbox = Inbox(b)
         peer = a._node.table.by_name[address_of(b)]
         with a._lock:
             peer.laned = True
-            run_thread(lambda: a.send_data(data, address_of(b)))
+            run_thread(lambda: a.send_data(data, None if to_all else address_of(b)))
             assert [(type(message), message) for message in peer.lane] == [(bytes, "é".encode())]
             peer.laned = False
             a._lane_locked(peer)
         inbox.wait_for_text("é")
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_broadcast_reaches_peers_with_and_without_a_lane_once(full: bool) -> None:
+    with pair() as (a, b), UDPSocketClass(0, None) as c:
+        a.add_peer(address_of(c))
+        assert a.wait_ready(address_of(c), PATIENCE)
+        inboxes = [Inbox(b), Inbox(c)]
+        peer = a._node.table.by_name[address_of(b)]
+        with a._lock:
+            a._lane_locked(peer)
+            peer.lane.append(b"first")
+            a._lane_size = 1 if full else 2
+            if not full:
+                a.send_data("to both")
+        if full:
+            a.send_data("to both")  # waits for room
+        a.send_data("last")
+        assert inboxes[0].wait_for_texts(3) == ["first", "to both", "last"]
+        assert inboxes[1].wait_for_texts(2) == ["to both", "last"]
+
+
+@pytest.mark.parametrize(("peers", "quick"), [(1, 0), (2, 1)])
+def test_a_broadcast_to_many_peers_is_quick_for_longer(
+    monkeypatch: pytest.MonkeyPatch, peers: int, quick: int
+) -> None:
+    monkeypatch.setattr(vault_udp_carrier, "BURST_GAP", 100.0)
+    with pair() as (a, _), UDPSocketClass(0) as c:
+        if peers > 1:
+            a.add_peer(address_of(c))
+            assert a.wait_ready(address_of(c), PATIENCE)
+        a._last_direct = time.monotonic() - 150
+        a._quick = 0
+        a.send_data("to all")
+        assert a._quick == quick
 
 
 def test_a_broadcast_does_not_look_for_its_peers_among_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
