@@ -42,7 +42,7 @@ AT_ONCE = 32
 IN_CACHE = 512
 """Datagrams of full size that fit into the second cache of nearly every processor."""
 BURST_OVER = 50e-6
-"""Seconds of silence after which a message is no part of a burst any more."""
+"""Seconds of silence, for each peer, after which a message to all of them is no part of a burst any more."""
 
 
 def measure(quick: bool) -> tuple[list[Row], dict[str, list[tuple[int, float]]]]:
@@ -247,7 +247,7 @@ def _broadcast_rows(quick: bool) -> tuple[list[Row], dict[str, list[tuple[int, f
         burst.append((count, many))
     rows = [
         _broadcast_row("broadcast, cost a datagram, worst of all counts", single, 1.3, 1.1),
-        # One peer's datagrams share system calls there, those of many peers cannot: shown without a limit.
+        # How many datagrams to a peer share a system call depends on the pace: shown without a limit.
         _broadcast_row("broadcast in a burst, the same", burst, None, None),
     ]
     return rows, {"broadcast": single, "broadcast in a burst": burst}
@@ -268,7 +268,7 @@ def _broadcast(peers: int, datagrams: int) -> tuple[float, float]:
         rounds = max(1, datagrams // peers)
         spent = 0
         for index in range(rounds + 1):
-            _let_burst_pass()
+            _let_burst_pass(peers)
             began = time.thread_time_ns()
             sock.send_data(message)
             if index:  # the first one fills caches
@@ -282,8 +282,8 @@ def _broadcast(peers: int, datagrams: int) -> tuple[float, float]:
     return spent / (rounds * peers) / 1000, cpu / (rounds * peers) * 1e6
 
 
-def _let_burst_pass() -> None:
-    until = time.perf_counter() + BURST_OVER
+def _let_burst_pass(peers: int) -> None:
+    until = time.perf_counter() + peers * BURST_OVER
     while time.perf_counter() < until:
         pass
 
