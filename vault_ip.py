@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("vault_udp")
 
 DEFAULT_MTU = 1500
 """Bytes; what Ethernet carries, assumed when no interface says otherwise."""

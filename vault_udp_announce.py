@@ -59,7 +59,7 @@ else:
     from .vault_udp_session import MAX_RETIRED_PAIRS
     from .vault_udp_state import NodeState
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("vault_udp")
 
 FULL_ANNOUNCEMENTS_FOR = 5.0
 ANNOUNCEMENT_CYCLE = 120.0

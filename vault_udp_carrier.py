@@ -51,7 +51,7 @@ else:
     from .vault_udp_resolver import Resolver
     from .vault_udp_state import Event
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("vault_udp")
 
 OLD_PORT_KEPT = 0.5
 """Seconds for which we still receive at the old port after `update_recv_port`."""
@@ -151,6 +151,7 @@ class Carrier:
 
     def _start(self) -> None:
         """Start the threads; all attributes must be there."""
+        logger.info("listening on port %d", self._datagrams.port)
         self._receiver.start()
         self._sender.start()
         _open_sockets.add(self)
@@ -435,6 +436,7 @@ class Carrier:
             self._replaced.append(old)
             self._node.port = new.port
             now = time.monotonic()
+            logger.info("listening on port %d, and for a moment still on %d", new.port, old.port)
             self._leave_old_port_at = now + OLD_PORT_KEPT
             self._node.moved(now)
             self._wake_sender_locked()
@@ -452,6 +454,8 @@ class Carrier:
         deadline = time.monotonic() + timeout
         self._resolver.stop()
         with self._lock:
+            if not self._stopped:
+                logger.info("stopping; port %d is free then", self._datagrams.port)
             self._stopped = True
             self._by_name, self._added = {}, {}  # no way past the check of `_stopped`
             self._work.notify_all()
@@ -465,7 +469,7 @@ class Carrier:
             self._receiver.join(max(0.0, deadline - time.monotonic()))
             if self._receiver.is_alive():
                 logger.warning(
-                    "the receive thread is still at work after %s s, most likely in a callback; "
+                    "the receive thread is still at work after %.1f s, most likely in a callback; "
                     "the socket stops without it",
                     timeout,
                 )

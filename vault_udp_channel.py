@@ -9,6 +9,7 @@ No sockets, threads or clocks. Times are seconds of the monotonic clock (`now`),
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
 
 if TYPE_CHECKING or not __package__:
@@ -27,6 +28,8 @@ else:
     from .vault_udp_keys import SEALED_OVERHEAD, LocalKeys, Pair
     from .vault_udp_layout import bare_layout
     from .vault_udp_path import NEVER, Path
+
+logger = logging.getLogger("vault_udp")
 
 MAX_PINGS_KEPT = 48
 MIN_PING_BODY = 128
@@ -173,6 +176,7 @@ class Channel:
     def move_to(self, endpoint: Address) -> None:
         """Send there from now on; nothing is known of the path to another endpoint."""
         if endpoint != self.endpoint:
+            logger.debug("who was at %s is at %s now", self.endpoint, endpoint)
             self.endpoint = endpoint
             self._path = None
             self._resize(self._size_limit, self._size_limit)

@@ -20,7 +20,7 @@ else:
     from .vault_udp_node import Node
     from .vault_udp_signal import SafeSignal
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("vault_udp")
 
 MAX_EARLY_MESSAGES = 256
 MAX_EARLY_BYTES = 4 << 20

@@ -22,7 +22,7 @@ else:
     from .vault_udp_peer import Peer
     from .vault_udp_state import NodeState
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("vault_udp")
 
 MAX_PLACES = 8
 """Addresses of a host that are tried."""

@@ -30,7 +30,7 @@ else:
     from .vault_udp_session import Session
 
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("vault_udp")
 
 MAX_PENDING_STRANGERS = 1024
 MAX_CONFIRMED_STRANGERS = 16384

@@ -22,7 +22,7 @@ if TYPE_CHECKING or not __package__:
 else:
     from .vault_udp_address import Address, resolve_literal, scope_id
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger("vault_udp")
 
 SocketAddress = Union[Tuple[str, int], Tuple[str, int, int, int]]
 SocketFactory = Callable[[int, int], socket.socket]
@@ -106,7 +106,7 @@ def _disable_connection_reset(sock: socket.socket) -> None:
             None,
             None,
         ):
-            _logger.info("SIO_UDP_CONNRESET refused; error 10054 will be counted instead")
+            logger.info("SIO_UDP_CONNRESET refused; error 10054 will be counted instead")
 
 
 def set_option(sock: socket.socket, level: int, option: int, value: int) -> bool:

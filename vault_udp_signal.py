@@ -20,7 +20,7 @@ from typing import Any, Callable, Iterable, Optional, Tuple
 
 from PySignal import Signal
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger("vault_udp")
 
 Slot = Callable[..., Any]
 # A bound method is (weak reference to its instance, plain function); anything else is (None, the callable).
@@ -190,7 +190,7 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
             name = _name_of(function)
             code = getattr(function, "__code__", None)
             place = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
-            _logger.error("callback %s%s raised; it stays connected", name, place, exc_info=error)
+            logger.error("callback %s%s raised; it stays connected", name, place, exc_info=error)
 
 
 def _name_of(slot: Slot) -> str:

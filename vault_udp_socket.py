@@ -120,7 +120,7 @@ __all__ = [
     "fingerprint",
 ]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("vault_udp")
 
 Data = Union[str, bytes]
 

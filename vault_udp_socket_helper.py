@@ -37,7 +37,7 @@ from typing import Any, Callable, Union
 import nacl.exceptions
 from nacl import bindings
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("vault_udp")
 
 KEY_SIZE = 32
 NONCE_SIZE = 24

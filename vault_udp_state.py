@@ -45,7 +45,7 @@ else:
     from .vault_udp_rate_limit import RateLimiter
     from .vault_udp_session import Session
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("vault_udp")
 
 
 UNPACKED_PER_ROUND = 1 << 20
@@ -275,8 +275,12 @@ class NodeState:
             # Two rotations wipe the keys, and with them what had to be remembered of sessions long gone.
             self.rotate_at = min(self.rotate_at, self.rekeyed_at + encryption_module.MIN_LIFETIME)
         if self._is_news(reason, now):
-            # Who is limited is no stranger, and may be an honest one whose messages get lost.
-            level = logging.WARNING if reason == "rate_limited" else logging.INFO
+            if reason == "rate_limited" and self.rate_limiter is not None:
+                # Who is limited is no stranger, and may be an honest one whose messages get lost.
+                limit = self.rate_limiter.max_per_second
+                logger.warning("%s: more than %s messages a second are dropped (rate_limited)", source, limit)
+                return
+            level = logging.WARNING if reason == "other_version" else logging.INFO
             logger.log(level, "dropping datagrams (%s), the first of this minute from %s", reason, source)
 
     def count_loss(self, reason: str, count: int, peer: Peer, now: float) -> None:
@@ -296,6 +300,7 @@ class NodeState:
     def became_ready(self, peer: Peer, name: Address | None = None) -> None:
         """Tell, under that name of the peer's, that data for it leaves at once; let go what waits for it."""
         self.events.append(Event("ready", name or peer.name))
+        self._log_of(peer, "ready, %s", self.mode(peer))
         peer.told_ready = True
         if peer.has_messages:
             self.flushable.append(peer)
@@ -305,7 +310,13 @@ class NodeState:
         if peer.told_ready:
             peer.told_ready = False
             (self.partings if self.deliveries else self.events).append(Event("lost", peer.name, why))
+            self._log_of(peer, "lost: %s", why)
             self._deliver_first()
+
+    @staticmethod
+    def _log_of(peer: Peer, what: str, *details: object) -> None:
+        # Anybody can be a stranger, as often as he likes.
+        logger.log(logging.INFO if peer.added else logging.DEBUG, "%s: " + what, peer.name, *details)
 
     def queue(self, peer: Peer, message: bytes, now: float) -> None:
         """Keep a message until the keys are there: at most 256 a peer, the oldest go first."""
@@ -339,7 +350,7 @@ class NodeState:
         if count:
             self.counters[reason] += count
             peer.count(reason, count)
-            logger.warning("%s: %d waiting messages dropped (%s)", peer.name, count, reason)
+            logger.warning("%s: messages dropped that were waiting: %d (%s)", peer.name, count, reason)
 
     def note_version(self, sign: bytes, version: int) -> None:
         """Remember the best that an identity has shown: nothing below it is accepted from it."""
@@ -404,6 +415,7 @@ class NodeState:
         if is_news and (echoed or not peer.rejected):
             peer.rejected += (sign,)
             self.events.append(Event("rejected", peer.name, crypto.bytes_to_b64_str(sign)))
+            self._log_of(peer, "another identity is refused; udp_peer_rejected tells which")
         raise PacketError("identity_refused")
 
     def release_pin(self, peer: Peer, why: str, now: float) -> None:
@@ -422,6 +434,7 @@ class NodeState:
 
     def start_announcing(self, peer: Peer, now: float) -> None:
         """Look for the peer anew, at each of its names: what was one process need not be one again."""
+        logger.debug("%s: looking for it", peer.name)
         supplied = peer.supplied
         if len(peer.names) > 1 and not self._shares_key(peer, peer.name):
             peer.supplied = self._key_for(peer.name)

@@ -46,7 +46,7 @@ else:
     )
     from .vault_udp_segments import Segments
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger("vault_udp")
 
 MAX_SEGMENTS = 64  # Linux: UDP_MAX_SEGMENTS of the first kernels with segmentation
 MAX_SEGMENTED_BYTES = 65_507  # 65,535 less the headers of UDP and IPv4
@@ -151,7 +151,7 @@ class Transmitter:
         # older kernels say EINVAL, and EMSGSIZE to the single ones, of which a shorter last one may pass.
         if sent == len(run) and failure != "EMSGSIZE":
             self.gso = False
-            _logger.info("UDP segmentation refused (%s); datagrams are sent one by one from now on", failure)
+            logger.info("UDP segmentation refused (%s); datagrams are sent one by one from now on", failure)
         return sent
 
     def _send_singly(
@@ -233,7 +233,7 @@ class Transmitter:
             warn = name == "EHOSTUNREACH" and sys.platform == "darwin" and not self._warned_of_permission
             self._warned_of_permission = self._warned_of_permission or warn
         if warn:
-            _logger.warning(
+            logger.warning(
                 "no route to host: macOS may be withholding the local network from this program; allow it in "
                 "System Settings > Privacy & Security > Local Network, for the terminal if it runs in one"
             )

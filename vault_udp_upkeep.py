@@ -6,6 +6,7 @@ No sockets, threads or clocks; not thread-safe. `now` is seconds of the monotoni
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING or not __package__:
@@ -31,6 +32,7 @@ else:
     from .vault_udp_peer import Peer
     from .vault_udp_state import MAX_REJECTED, PROBE_INTERVAL, PROBE_PINGS, NodeState
 
+logger = logging.getLogger("vault_udp")
 
 REKEYS_AT_ONCE = 10
 REKEYS_PER_SECOND = 1000
@@ -214,6 +216,7 @@ class Upkeep(NodeState):
 
     def _rotate(self, now: float) -> None:
         self.local.rotate()
+        logger.debug("our session keys are replaced, for the %d. time", self.local.current.epoch)
         alive = (self.local.current, self.local.previous)
         for tag in [tag for tag, pair in self.retired.items() if pair.mine not in alive]:
             del self.retired[tag]

@@ -493,9 +493,9 @@ def test_with_a_fixed_size_nothing_is_found_out() -> None:
 
 
 def test_what_fits_follows_the_size_and_each_change_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "vault_udp_peer")
     net = FakeNet(delay=0.01)
     alice, bob = two_in_session(net)
+    caplog.set_level(logging.INFO, "vault_udp")
     narrow(net, BASE_MTU)
     exchange_for(net, alice, bob, 10)
     room = packet.message_room(body(1280))

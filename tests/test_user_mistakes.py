@@ -18,6 +18,7 @@ import pytest
 from fakenet import FakeNet, both_ready
 from loopback import PATIENCE, Collector, address_of, eventually, on_posix
 
+import vault_udp_packet as packet
 from vault_udp_socket import (
     BindError,
     InvalidArgumentError,
@@ -28,7 +29,7 @@ from vault_udp_socket import (
 from vault_udp_socket_helper import generate_keys_asym
 
 ROOT = Path(__file__).resolve().parent.parent
-A, B = ("10.0.0.1", 1001), ("10.0.0.2", 1002)
+A, B, C = ("10.0.0.1", 1001), ("10.0.0.2", 1002), ("10.0.0.3", 1003)
 NO_HOSTS = ["0.0.0.0", "::", "224.0.0.1", "239.255.255.250", "255.255.255.255", "ff02::1", "ff05::2%1"]
 
 
@@ -272,8 +273,55 @@ def test_messages_above_the_rate_limit_are_warned_of_once(caplog: pytest.LogCapt
         net.run(1)
     assert bob.node.counters["rate_limited"] > 50
     assert [record.getMessage() for record in caplog.records].count(
-        f"dropping datagrams (rate_limited), the first of this minute from {A}"
+        f"{A}: more than 10 messages a second are dropped (rate_limited)"
     ) == 1
+
+
+def test_what_happens_to_an_added_peer_is_told_and_to_strangers_only_who_debugs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "vault_udp")
+    net = FakeNet()
+    _, bob = net.node(A, B, lifetime=60), net.node(B, lifetime=1000)
+    net.run(1)
+    bob.move(C)
+    net.run(70)
+    bob.stop()
+    net.run(1)
+    told = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert told == [
+        ("DEBUG", f"{B}: looking for it"),
+        ("DEBUG", f"{A}: ready, session"),
+        ("INFO", f"{B}: ready, session"),
+        ("DEBUG", f"who was at {B} is at {C} now"),
+        ("DEBUG", "our session keys are replaced, for the 1. time"),
+        ("INFO", f"{B}: lost: the peer said goodbye"),
+        ("DEBUG", f"{B}: looking for it"),
+    ]
+
+
+def test_a_socket_tells_where_it_listens(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "vault_udp")
+    with UDPSocketClass(0) as sock:
+        first = sock.recv_port
+        sock.update_recv_port(0)
+        second = sock.recv_port
+        sock.stop()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"listening on port {first}",
+        f"listening on port {second}, and for a moment still on {first}",
+        f"stopping; port {second} is free then",
+    ]
+
+
+def test_another_version_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    net = FakeNet()
+    net.node(A)
+    body = packet.make_control_body(b"{}", 512)
+    with caplog.at_level(logging.WARNING, "vault_udp"):
+        net.outsider(B).send(A, body.replace(b"\xa1v\x02", b"\xa1v\x03"))
+        net.run(1)
+    assert "other_version" in caplog.text
 
 
 def test_who_does_not_answer_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
