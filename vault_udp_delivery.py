@@ -25,7 +25,12 @@ logger = logging.getLogger("vault_udp")
 MAX_EARLY_MESSAGES = 256
 MAX_EARLY_BYTES = 4 << 20
 """Messages kept for the first slot to be connected, and their bytes; the oldest go first."""
-NOT_TEXT_WARNING_INTERVAL = 60.0
+WARNING_INTERVAL = 60.0
+NOT_TEXT = "%s sends data that is not UTF-8; connect udp_recv_bytes for it"
+NOBODY_CONNECTED = (
+    "%s sends messages that nobody gets: connect udp_recv_data or udp_recv_bytes, and keep the object whose "
+    "method is connected, for it is held weakly"
+)
 
 
 class Delivery:
@@ -49,7 +54,7 @@ class Delivery:
         self._early: list[tuple[Address, bytes, bytes]] | None = []
         """(address, message, identity of its sender): what came before the first slot was connected; None
         from then on."""
-        self._warned_not_text_at = float("-inf")
+        self._warned_at: dict[str, float] = {}
 
     def deliver_all(self, deliveries: Sequence[tuple[Address, Sequence[bytes]]]) -> None:
         """Call the slots for each message, those for bytes first; keep messages while there is none."""
@@ -77,6 +82,8 @@ class Delivery:
                 else:
                     self._count_undelivered("nobody_connected", address)
             return
+        if deliveries and (self.texts.lost_its_slots or self.everything.lost_its_slots):
+            self._warn(NOBODY_CONNECTED, deliveries[0][0])
         surplus = max(0, len(early) - MAX_EARLY_MESSAGES)
         size = sum(len(message) for _, message, _ in early[surplus:])
         while size > MAX_EARLY_BYTES:
@@ -84,6 +91,7 @@ class Delivery:
             surplus += 1
         for address, _, _ in early[:surplus]:
             self._count_undelivered("nobody_connected", address)
+            self._warn(NOBODY_CONNECTED, address)
         del early[:surplus]
 
     def _identity_at(self, address: Address) -> bytes:
@@ -100,9 +108,17 @@ class Delivery:
         with self._lock:
             self._node.count_undelivered(reason, address, count)
 
+    def _warn(self, text: str, address: Address) -> None:
+        """Say so of the first of each minute."""
+        now = time.monotonic()
+        if now - self._warned_at.get(text, float("-inf")) >= WARNING_INTERVAL:
+            self._warned_at[text] = now
+            logger.warning(text, address)
+
     def _deliver(self, address: Address, messages: Sequence[bytes]) -> None:
         if not (self.everything.connected or self.texts.connected):
             self._count_undelivered("nobody_connected", address, len(messages))
+            self._warn(NOBODY_CONNECTED, address)
             return
         if len(messages) == 1:
             self.everything.emit(messages[0], address)
@@ -116,13 +132,6 @@ class Delivery:
             try:
                 yield message.decode()
             except UnicodeDecodeError:
-                self._note_not_text(address)
-
-    def _note_not_text(self, address: Address) -> None:
-        if self.everything.connected:
-            return
-        self._count_undelivered("not_text_and_no_bytes_slot", address)
-        now = time.monotonic()
-        if now - self._warned_not_text_at >= NOT_TEXT_WARNING_INTERVAL:
-            self._warned_not_text_at = now
-            logger.warning("%s sends data that is not UTF-8; connect udp_recv_bytes for it", address)
+                if not self.everything.connected:
+                    self._count_undelivered("not_text_and_no_bytes_slot", address)
+                    self._warn(NOT_TEXT, address)

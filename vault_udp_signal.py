@@ -60,6 +60,11 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
         slots = self._slots
         return bool(slots) and any(reference is None or reference() is not None for reference, _ in slots)
 
+    @property
+    def lost_its_slots(self) -> bool:
+        """Whether there were slots, and the objects of all of them are gone."""
+        return bool(self._slots) and not self.connected
+
     def emit(self, *args: Any, **kwargs: Any) -> None:
         """Call every slot with the arguments; what a slot raises does not get out of here.
 

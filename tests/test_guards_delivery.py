@@ -12,7 +12,7 @@ from fakenet import FakeNet, Host
 from test_protocol import A, B
 
 import vault_udp_delivery
-from vault_udp_delivery import MAX_EARLY_BYTES, MAX_EARLY_MESSAGES, NOT_TEXT_WARNING_INTERVAL, Delivery
+from vault_udp_delivery import MAX_EARLY_BYTES, MAX_EARLY_MESSAGES, WARNING_INTERVAL, Delivery
 
 NOBODY = ("192.0.2.1", 9)
 
@@ -157,7 +157,7 @@ def test_what_is_no_text_is_told_once_a_minute(
     delivery.texts.connect(Slot())
     caplog.clear()
     told = []
-    for now[0] in (5.0, 6.0, 5.0 + NOT_TEXT_WARNING_INTERVAL, 6.0 + NOT_TEXT_WARNING_INTERVAL):
+    for now[0] in (5.0, 6.0, 5.0 + WARNING_INTERVAL, 6.0 + WARNING_INTERVAL):
         delivery.deliver_all([(B, [b"\xff"])])
         told.append(len(caplog.records))
     assert told == [1, 1, 2, 2]
@@ -206,3 +206,53 @@ def test_the_node_is_only_touched_under_its_lock() -> None:
     delivery.deliver_all([(B, [b"late"])])
     assert {what for what, _ in touched} == {"table", "count"}
     assert all(held for _, held in touched)
+
+
+class Handler:
+    def on_data(self, _: Any, __: Any) -> None:
+        raise AssertionError("nobody keeps it")
+
+
+@pytest.mark.parametrize("when", ["no texts", "no bytes", "it is gone by now", "disconnected", "too many"])
+def test_messages_that_nobody_gets_are_warned_of_once_a_minute(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, when: str
+) -> None:
+    _, _, delivery = in_session()
+    now = [0.0]
+    monkeypatch.setattr(vault_udp_delivery, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    messages = [b"x"]
+    if when.startswith("no "):
+        (delivery.texts if when == "no texts" else delivery.everything).connect(Handler().on_data)
+    elif when == "too many":
+        messages *= MAX_EARLY_MESSAGES + 1
+    else:
+        slot = Slot()
+        delivery.everything.connect(slot)
+        delivery.deliver_all([(B, [b"first"])])
+        delivery.everything.disconnect(slot)
+        if when == "it is gone by now":
+            delivery.texts.connect(Handler().on_data)
+    caplog.clear()
+    told = []
+    for now[0] in (5.0, 6.0, 5.0 + WARNING_INTERVAL, 6.0 + WARNING_INTERVAL):
+        delivery.deliver_all([(B, messages)])
+        told.append(len(caplog.records))
+    assert told == [1, 1, 2, 2]
+    assert "keep the object" in caplog.text
+
+
+def test_who_has_not_connected_yet_is_not_warned(caplog: pytest.LogCaptureFixture) -> None:
+    _, _, delivery = in_session()
+    caplog.clear()
+    delivery.deliver_all([(B, [b"x"])])
+    delivery.everything.connect(Slot())
+    delivery.deliver_all([])
+    assert not caplog.records
+
+
+def test_no_message_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    _, _, delivery = in_session()
+    delivery.texts.connect(Handler().on_data)
+    caplog.clear()
+    delivery.deliver_all([])
+    assert not caplog.records
