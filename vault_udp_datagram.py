@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import select
 import socket
 import sys
@@ -28,6 +29,7 @@ if TYPE_CHECKING or not __package__:
         SOL_UDP,
         UDP_GRO,
         bind,
+        drops_of,
         enlarge,
         forbid_fragments,
         name_of,
@@ -44,6 +46,7 @@ else:
         SOL_UDP,
         UDP_GRO,
         bind,
+        drops_of,
         enlarge,
         forbid_fragments,
         name_of,
@@ -57,6 +60,9 @@ else:
 Batch = Tuple[Sequence[bytes], Address]
 """Datagrams that came in one system call, oldest first, and the one address that they came from."""
 
+logger = logging.getLogger("vault_udp")
+
+DROPS_WARNING_INTERVAL = 60.0
 MAX_BATCHES_PER_RECEIVE = 16
 MAX_DATAGRAMS_PER_RECEIVE = 160
 """After so many, a quarter of a megabyte at a usual MTU, no further batch is fetched: when they are opened
@@ -93,7 +99,8 @@ class DatagramSocket(Transmitter):
         port: the one that is bound.
         receive_buffer: bytes granted by the system.
         gro: whether datagrams come in segmented.
-        kernel_drops: datagrams lost because that buffer was full, where the system tells.
+        kernel_drops: how often that buffer had no room, where the system tells, as of the last datagram or
+            `count_drops`. Datagrams that would have come together count as one.
         awaits_answer: set by whoever sends what may be answered at once: while answers come fast, `receive`
             does not go to sleep immediately.
 
@@ -131,6 +138,7 @@ class DatagramSocket(Transmitter):
         self.kernel_drops = 0
         self._drops_told = 0
         """What the kernel said last; ours has also what former sockets lost."""
+        self._warn_of_drops_at = 0.0
         self._in_use = threading.Lock()
         """Held while a thread receives; once the socket is closed, by whoever frees it, for good."""
         self._closed = False
@@ -178,6 +186,7 @@ class DatagramSocket(Transmitter):
 
     def _close_all(self, sockets: Sequence[DatagramSocket]) -> None:
         for sock in sockets:
+            sock.count_drops()
             sock.close()
             self.kernel_drops += sock.kernel_drops
             for name, count in sock.errors.items():
@@ -295,15 +304,35 @@ class DatagramSocket(Transmitter):
             if level == SOL_UDP and kind == UDP_GRO:
                 size = int.from_bytes(value[:4], sys.byteorder)
             elif level == socket.SOL_SOCKET and kind == SO_RXQ_OVFL:
-                # The kernel counts with 32 bits.
-                drops = int.from_bytes(value[:4], sys.byteorder)
-                self.kernel_drops += (drops - self._drops_told) & 0xFFFFFFFF
-                self._drops_told = drops
+                self._note_drops(int.from_bytes(value[:4], sys.byteorder))
         if flags & socket.MSG_TRUNC:
             raise OSError(errno.EMSGSIZE, "a datagram longer than UDP allows")
         if size >= length:
             return [data], self._last_address
         return Segments(data, size), self._last_address
+
+    def count_drops(self) -> None:
+        """Bring `kernel_drops` up to date: by itself, the kernel tells only with the next datagram."""
+        told = drops_of(self._socket)
+        if told is not None:
+            self._note_drops(told)
+
+    def _note_drops(self, told: int) -> None:
+        with self._lock:
+            # The kernel counts with 32 bits. A datagram bears the count of when it came: we may know more.
+            new = (told - self._drops_told) & 0xFFFFFFFF
+            if not 0 < new < 1 << 31:
+                return
+            self.kernel_drops, self._drops_told = self.kernel_drops + new, told
+            now = time.monotonic()
+            is_news = now >= self._warn_of_drops_at
+            if is_news:
+                self._warn_of_drops_at = now + DROPS_WARNING_INTERVAL
+        if is_news:
+            logger.warning(
+                "the receive buffer was full, datagrams are lost (kernel_drops): a callback takes too long, "
+                "or too much is sent to us"
+            )
 
     def _receive_plain(self) -> Batch:
         length, sender = self._socket.recvfrom_into(self._memory)

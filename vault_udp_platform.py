@@ -32,6 +32,7 @@ MAX_DATAGRAM = 65_535  # the length field of UDP has 16 bits (RFC 768), so nothi
 
 # Linux constants that the socket module does not have on every supported Python.
 SO_RXQ_OVFL = 40
+SO_MEMINFO = 55
 SOL_UDP = 17
 UDP_SEGMENT = 103
 UDP_GRO = 104
@@ -135,6 +136,17 @@ def enlarge(sock: socket.socket, option: int) -> int:
     while size >= MAX_DATAGRAM and not set_option(sock, socket.SOL_SOCKET, option, size):
         size //= 2
     return sock.getsockopt(socket.SOL_SOCKET, option)
+
+
+def drops_of(sock: socket.socket) -> int | None:
+    """How often the kernel has had no room in the socket's buffer, with 32 bits; None if it does not tell."""
+    if sys.platform != "linux":
+        return None
+    try:
+        told = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36)
+    except OSError:
+        return None
+    return int.from_bytes(told[32:36], sys.byteorder) if len(told) == 36 else None  # the ninth number
 
 
 def forbid_fragments(sock: socket.socket) -> None:

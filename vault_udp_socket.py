@@ -540,6 +540,7 @@ class UDPSocketClass(Carrier):
         """Statistics for display: counts, modes, and keys cut short."""
         with self._lock:
             datagrams = self._datagrams
+            datagrams.count_drops()
             stats = self._node.stats()
             counters = stats["counters"]
             counters.update({f"socket_{name}": count for name, count in datagrams.errors.items()})
