@@ -65,6 +65,8 @@ LANES_SIZE = 65536
 """Messages that may wait for all peers together, if there are many."""
 BYTES_PER_ROUND = 131072
 """About as many bytes of one peer's messages does the send thread seal in one go."""
+LINGER = 0.05
+"""Seconds for which `stop` waits for keys that messages wait for: a few round trips in a local network."""
 TIMEOUT_AT_EXIT = 1.0
 """Seconds that callbacks may hold up the end of a program that has not called `stop`."""
 BURST_GAP = 15e-6
@@ -450,8 +452,15 @@ class Carrier:
         self._node.keys_supplied(address, time.monotonic())
         self._wake_sender_locked()
 
+    def _await_keys(self, timeout: float) -> None:
+        """A program that adds a peer, sends and stops at once: its message shall leave."""
+        with self._lock:
+            if threading.current_thread() is not self._receiver:
+                self._ready.wait_for(lambda: not self._node.awaits_keys(time.monotonic()), timeout)
+
     def _stop_threads(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
+        self._await_keys(min(timeout, LINGER))
         self._resolver.stop()
         with self._lock:
             if not self._stopped:

@@ -297,6 +297,10 @@ class NodeState:
         self.logged_at[reason] = now
         return True
 
+    def awaits_keys(self, now: float) -> bool:
+        """Whether there are messages that cannot leave yet."""
+        return any(peer.queue and not self.is_ready(peer, now) for peer in self.table.all())
+
     def became_ready(self, peer: Peer, name: Address | None = None) -> None:
         """Tell, under that name of the peer's, that data for it leaves at once; let go what waits for it."""
         self.events.append(Event("ready", name or peer.name))

@@ -196,6 +196,33 @@ def test_what_waited_for_keys_leaves_although_stop_follows_at_once(attempt: int)
         inbox.wait_for_text("queued")
 
 
+def test_stop_waits_a_moment_for_keys_that_messages_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's page: add a peer, send, and leave the context."""
+    monkeypatch.setattr(vault_udp_carrier, "LINGER", 1000.0)
+    with UDPSocketClass(0) as b:
+        inbox = Inbox(b)
+        a = UDPSocketClass(0)
+        a.add_peer(address_of(b))
+        a.send_data("Hello!")
+        run_thread(lambda: a.stop(1000.0))
+        inbox.wait_for_text("Hello!")
+
+
+@pytest.mark.parametrize("why", ["no message waits", "no time", "in a callback"])
+def test_stop_waits_for_no_keys_in_vain(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    monkeypatch.setattr(vault_udp_carrier, "LINGER", 1000.0)
+    with plain_socket() as silent, pair() as (a, b):
+        a.add_peer(silent.getsockname())
+        if why != "no message waits":
+            a.send_data("in vain", silent.getsockname())
+        if why == "in a callback":
+            a.udp_recv_data.connect(lambda *_: a.stop(1000.0))
+            b.send_data("stop", address_of(a))
+            eventually(lambda: not a._sender.is_alive(), "it has stopped")
+        else:
+            run_thread(lambda: a.stop(0.0 if why == "no time" else 1000.0))
+
+
 def test_stop_overwrites_session_keys() -> None:
     sock = UDPSocketClass(0)
     keys = sock._node.local.current
