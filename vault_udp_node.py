@@ -70,7 +70,7 @@ class Node(Upkeep):
         rate_limit: messages a second accepted from one peer, None for no limit.
         legacy_peers: whether base mode is spoken at all.
         persistent: our identity outlives the process, as hellos tell.
-        keepalive: seconds after which an idle session sends something, None for never.
+        keepalive: seconds after which an idle session asks whether the peer is there, None for never.
         finds_sizes: whether the size of datagrams is found out for each peer; `body_size` is the limit.
         remember_peers: pin persistent identities met at added names for good, and tell so (event ``met``).
         known_key: the identity that was met at an address before; no other is accepted there.

@@ -525,7 +525,10 @@ class Session(Channel):
         if self._move_pings and self._move_pings[-1] <= now:
             self._move_pings = self._move_pings[:-1]
             self.ping(now)
-        if self._acknowledge_at <= now or self._keepalive_at <= now:
+        if self._keepalive_at <= now:
+            self.ping(now)
+            self.suspect(now)
+        elif self._acknowledge_at <= now:
             self._acknowledge_at = NEVER
             if self.send is not None:
                 self._confirm(self.send, True, now)

@@ -161,7 +161,8 @@ class UDPSocketClass(Carrier):
             MTU of our interfaces is the limit; what each peer's path carries is found out (RFC 8899), and no
             datagram is divided into fragments. `get_stats()['mtu']` is what the limit leaves for a body,
             `get_peer_info(addr)['mtu']` what the path does.
-        keepalive: seconds, at least 1, after which an idle session sends something, for NATs that forget.
+        keepalive: seconds, at least 1, after which an idle session asks whether the peer is there, for NATs
+            that forget.
 
     Attributes:
         udp_recv_data: signal (data: str, addr), for messages that are UTF-8 text.

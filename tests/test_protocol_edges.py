@@ -564,6 +564,19 @@ def test_data_that_goes_back_acknowledges_and_puts_the_keepalive_off() -> None:
     assert [round(sent.time - answered_at, 6) for sent in net.sent[before:] if sent.src == B] == [10]
 
 
+@pytest.mark.parametrize("loss", [0.0, 0.3])
+def test_an_idle_peer_that_is_gone_is_noticed_by_the_keepalive(loss: float) -> None:
+    net = FakeNet(seed=1)
+    alice, bob = net.node(A, B, keepalive=5, lifetime=1e6), net.node(B, lifetime=1e6)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.loss = loss
+    net.run(300)
+    assert alice.kinds_of_events(B) == ["ready"]
+    bob.kill()
+    net.run(12)
+    assert alice.kinds_of_events(B) == ["ready", "lost"]
+
+
 def test_who_moves_and_loses_the_keys_that_it_has_sent_with_stops_pinging() -> None:
     net = FakeNet()
     alice, bob = net.node(A, B, lifetime=5), net.node(B, A, lifetime=5)
