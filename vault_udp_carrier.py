@@ -65,6 +65,10 @@ LANES_SIZE = 65536
 """Messages that may wait for all peers together, if there are many."""
 BYTES_PER_ROUND = 131072
 """About as many bytes of one peer's messages does the send thread seal in one go."""
+SLOW_CALLBACKS = 2.0
+"""Seconds that callbacks may take for what came together; longer is warned of, at most once in
+`SLOW_CALLBACKS_WARNING_INTERVAL`."""
+SLOW_CALLBACKS_WARNING_INTERVAL = 60.0
 LINGER = 0.05
 """Seconds for which `stop` waits for keys that messages wait for: a few round trips in a local network."""
 TIMEOUT_AT_EXIT = 1.0
@@ -139,6 +143,7 @@ class Carrier:
         self._lane_size = LANE_SIZE
         self._sending = False
         self._last_direct = 0.0
+        self._warn_of_slowness_at = 0.0
         self._quick = 0
         self._sleeps_until = 0.0
         self._leave_old_port_at = NEVER
@@ -378,7 +383,18 @@ class Carrier:
         self._call_back(deliveries)
         for event in partings:
             self._tell(event)
+        if deliveries:
+            self._note_duration(now, time.monotonic())
         return left
+
+    def _note_duration(self, began: float, now: float) -> None:
+        if now - began > SLOW_CALLBACKS and now >= self._warn_of_slowness_at:
+            self._warn_of_slowness_at = now + SLOW_CALLBACKS_WARNING_INTERVAL
+            logger.warning(
+                "callbacks took %.1f s: nothing is received meanwhile, and after about 6 s peers take us to "
+                "be gone; hand long work to a thread of your own",
+                now - began,
+            )
 
     def _share_deadlines_locked(self, now: float, has_time: bool) -> None:
         """See to it that somebody looks when the node's next deadline has come."""

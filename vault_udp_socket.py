@@ -364,9 +364,10 @@ class UDPSocketClass(Carrier):
             ``mode`` ("session", "base v1", "base v2", "waiting for keys", "lost"), ``names``, ``endpoint``
             (where it is sent to; None until its host's name is resolved), ``addresses`` (of its host),
             ``protocol_version``, ``identity`` (Base64), ``added``, ``persistent``, ``coalesce``, ``mtu``
-            (bytes of a body now), ``clock_offset`` and ``round_trip`` (seconds), ``last_heard`` (seconds
-            ago), ``waiting``, ``sent`` and ``received`` (messages), ``counters`` (what was dropped of what it
-            sent or was to get, by reason, as in `get_stats`).
+            (bytes of a body now), ``max_message`` (bytes of a message that fits uncompressed; v1 takes less),
+            ``clock_offset`` and ``round_trip`` (seconds), ``last_heard`` (seconds ago), ``waiting``, ``sent``
+            and ``received`` (messages), ``counters`` (what was dropped of what it sent or was to get, by
+            reason, as in `get_stats`).
 
         Raises:
             InvalidArgumentError, InvalidPortError: addr is not an address.
@@ -533,6 +534,25 @@ class UDPSocketClass(Carrier):
             self._node.lifetime_changed(time.monotonic())
             self._wake_sender_locked()
 
+    @property
+    def rate_limit(self) -> float | None:
+        """Messages per second accepted from one peer; None for no limit.
+
+        Raises:
+            InvalidArgumentError: set to what is no such number.
+            StoppedError: set after `stop`.
+        """
+        with self._lock:
+            limiter = self._node.rate_limiter
+            return limiter.max_per_second if limiter is not None else None
+
+    @rate_limit.setter
+    def rate_limit(self, rate_limit: float | None) -> None:
+        check_rate_limit(rate_limit)
+        with self._lock:
+            self._check_running()
+            self._node.set_rate_limit(rate_limit)
+
     def update_lifetime(self, lifetime: float) -> None:
         """Set `lifetime`, which raises the same."""
         self.lifetime = lifetime
@@ -551,6 +571,7 @@ class UDPSocketClass(Carrier):
                 **stats,
                 "recv_port": datagrams.port,
                 "mtu": self.mtu,
+                "max_message": packet.message_room(self.mtu),
                 "enc_public_key": self._encryption.enc_public_key[:16] + "…",
                 "sign_public_key": self._encryption.sign_public_key[:16] + "…",
                 "fingerprint": fingerprint(self._encryption.sign_public_key),

@@ -119,7 +119,8 @@ class NodeState:
         self.timers: list[tuple[float, int, Peer]] = []
         self.sequence = itertools.count()
         self._limiters: list[RateLimiter] = []
-        self.rate_limiter = self.new_limiter(rate_limit) if rate_limit is not None else None
+        self.rate_limiter: RateLimiter | None = None
+        self.set_rate_limit(rate_limit)
         self.rotate_at = self.lead_at = self.may_rotate_at = NEVER
         """When our keys rotate next; when at the latest if we know several peers, and at the earliest."""
         self.rekeyed_at = now
@@ -130,6 +131,14 @@ class NodeState:
         # loss is told after what came before it.
         if self.deliveries:
             self.unpacked = UNPACKED_PER_ROUND
+
+    def set_rate_limit(self, max_per_second: float | None) -> None:
+        """Accept so many messages a second from each peer from now on, None for no limit."""
+        if self.rate_limiter is not None:
+            self._limiters.remove(self.rate_limiter)
+        self.rate_limiter = self.new_limiter(max_per_second) if max_per_second is not None else None
+        for peer in self.table.all():
+            peer.allowance = None
 
     def new_limiter(self, max_per_second: float) -> RateLimiter:
         """A limiter that forgets, once a rotation, whom it need not remember."""
@@ -178,6 +187,7 @@ class NodeState:
             "persistent": in_session and session.persistent,
             "coalesce": in_session and session.coalesce,
             "mtu": self.body_size_of(peer),
+            "max_message": packet.message_room(self.body_size_of(peer)),
             "clock_offset": session.clock_offset if in_session else None,
             "round_trip": session.round_trip,
             "last_heard": now - heard_at if heard_at > -NEVER else None,

@@ -38,7 +38,13 @@ import vault_udp_platform
 import vault_udp_socket_helper as crypto
 from vault_udp_channel import Channel
 from vault_udp_datagram import Batch, DatagramSocket
-from vault_udp_socket import BindError, MessageTooLargeError, StoppedError, UDPSocketClass
+from vault_udp_socket import (
+    BindError,
+    InvalidArgumentError,
+    MessageTooLargeError,
+    StoppedError,
+    UDPSocketClass,
+)
 
 Address = Tuple[str, int]
 
@@ -659,6 +665,65 @@ def test_what_exceeds_the_rate_limit_is_dropped_and_counted(caplog: pytest.LogCa
         assert numbers == sorted(numbers)
         assert counters(b)["received"] == len(numbers) < 400
         assert caplog.text.count("rate_limited") == 1
+
+
+def test_the_rate_limit_may_be_changed() -> None:
+    with pair(rate_limit=5) as (a, b):
+        inbox = Inbox(b)
+        assert b.rate_limit == 5
+        b.rate_limit = None
+        assert b.rate_limit is None
+        for number in range(300):
+            a.send_data(f"{number}")
+        inbox.wait_for(300)
+        with pytest.raises(InvalidArgumentError, match="rate_limit is -1"):
+            b.rate_limit = -1
+        assert b.rate_limit is None
+        b.rate_limit = 100
+        for number in range(300):
+            a.send_data(f"{number}")
+        eventually(
+            lambda: counters(b)["received"] + counters(b).get("rate_limited", 0) == 600,
+            "all are accounted for",
+        )
+        assert counters(b)["rate_limited"] > 0
+        b.rate_limit = 1000
+        assert len(b._node._limiters) == len(a._node._limiters)
+        before = counters(b)["received"]
+        for number in range(300):
+            a.send_data(f"{number}")
+        eventually(lambda: counters(b)["received"] == before + 300, "everybody has a new allowance")
+    with pytest.raises(StoppedError):
+        b.rate_limit = 5
+
+
+def test_a_message_of_the_size_that_is_told_fits() -> None:
+    with pair() as (a, b):
+        info = a.get_peer_info(address_of(b))
+        assert info is not None
+        size = info["max_message"]
+        assert size == a.get_stats()["max_message"]
+        a.send_data(os.urandom(size), address_of(b))
+        with pytest.raises(MessageTooLargeError):
+            a.send_data(os.urandom(size + 1), address_of(b))
+
+
+@pytest.mark.parametrize(("limit", "interval", "warnings"), [(0.0, 60.0, 1), (0.0, 0.0, 2), (60.0, 0.0, 0)])
+def test_callbacks_that_take_long_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    limit: float,
+    interval: float,
+    warnings: int,
+) -> None:
+    monkeypatch.setattr(vault_udp_carrier, "SLOW_CALLBACKS", limit)
+    monkeypatch.setattr(vault_udp_carrier, "SLOW_CALLBACKS_WARNING_INTERVAL", interval)
+    with pair() as (a, b):
+        inbox = Inbox(b)
+        for number in (1, 2):
+            a.send_data(f"{number}")
+            inbox.wait_for_text(f"{number}")
+    assert caplog.text.count("callbacks took") == warnings
 
 
 def test_no_rate_limit_means_none(monkeypatch: pytest.MonkeyPatch) -> None:
