@@ -446,12 +446,17 @@ class Introductions:
             peer.announced_since, peer.announcements = now, 0
             if peer.host is not None:
                 peer.host.look_up_at = now
-        for address in self._where_to_look(peer):
+        places = self._where_to_look(peer)
+        for address in places:
             self._announce_to(address, peer, fields, now)
         session.confirm_unopened(now)
         session.ask_if_lost(now)
-        if peer.announcements == ANNOUNCEMENTS_BEFORE_DOUBT and peer.added:
-            logger.info("%s: no answer yet; is it running, and are address and port right?", peer.name)
+        if peer.announcements == ANNOUNCEMENTS_BEFORE_DOUBT and peer.added and places:
+            logger.info(
+                "%s: no answer yet; is it running, are address and port right, and does it expect another "
+                "key of ours?",
+                peer.name,
+            )
         delay = announce_delay(peer.announcements, self._state.rng)
         peer.announce_at = min(now + delay, peer.announced_since + ANNOUNCEMENT_CYCLE)
         peer.announcements += 1

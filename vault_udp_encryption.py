@@ -372,8 +372,12 @@ class VaultAsymmetricEncryption:
         if not isinstance(data, bytes):
             raise TypeError(f"data must be bytes, not {type(data).__name__}")
         with self.lock:
+            if not self._enc_private:
+                raise KeyNotFoundError(
+                    "our own keys are gone since stop; make a new VaultAsymmetricEncryption"
+                )
             keys = self.peer_keys(addr)
-            if keys is None or not self._enc_private:
+            if keys is None:
                 raise _no_key(addr)
             nonce = self._nonce_prefix + crypto.random_bytes(8)
             stamp = _TIMESTAMP.pack(self._wall() - lag)
@@ -407,7 +411,12 @@ class VaultAsymmetricEncryption:
                 raise _no_key(addr) from None
             if error.reason == "forged":
                 raise DecryptionError(f"{len(data)} bytes from {addr} do not open with its key") from None
-            raise ReplayAttackError(f"message from {addr} refused: {error.reason}") from None
+            why = error.reason
+            if why == "outside_window":
+                why += (
+                    f" (MAX_MESSAGE_AGE_SECONDS: {MAX_MESSAGE_AGE_SECONDS}); compare the clocks of both ends"
+                )
+            raise ReplayAttackError(f"message from {addr} refused: {why}") from None
 
     def open(self, datagram: bytes, addr: Address) -> bytes:
         """Open what the peer at `addr` sealed for us, once; the reason of a refusal is for the counters.

@@ -94,7 +94,8 @@ class IdentityFile:
             self._identity: Identity | None = self._read()
         except OSError as error:
             self.close()
-            raise IdentityFileError(f"identity file {self.path!r}: {error.strerror}") from error
+            hint = "; make its folder first" if error.errno == errno.ENOENT else ""
+            raise IdentityFileError(f"identity file {self.path!r}: {error.strerror}{hint}") from error
         except BaseException:
             self.close()
             raise

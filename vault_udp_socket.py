@@ -261,7 +261,9 @@ class UDPSocketClass(Carrier):
             StoppedError: after `stop`.
         """
         if not isinstance(addr, tuple) or len(addr) not in (2, 3):
-            raise InvalidArgumentError(f"address is {addr!r}; it must be (ip, port) or (ip, port, key)")
+            raise InvalidArgumentError(
+                f"address is {addr!r}; it must be a tuple, (ip, port) or (ip, port, key)"
+            )
         address = check_address(addr[:2])
         supplied = check_identity(addr[2]) if len(addr) == 3 else None
         if addr[2:] == (self.own_public_key,):

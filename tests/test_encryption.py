@@ -311,7 +311,7 @@ def test_stop_forgets_every_key_any_number_of_times() -> None:
     assert bob.sign_seed == b""
     with pytest.raises(KeyNotFoundError):
         bob.decrypt(sealed, ALICE)
-    with pytest.raises(KeyNotFoundError):
+    with pytest.raises(KeyNotFoundError, match="our own keys are gone since stop"):
         bob.encrypt(b"data", ALICE)
 
 
@@ -330,6 +330,13 @@ def test_our_own_datagram_is_refused() -> None:
     alice, _, _ = introduced()
     with pytest.raises(ReplayAttackError, match="own_datagram"):
         alice.decrypt(alice.encrypt(b"data", BOB), BOB)
+
+
+def test_a_time_too_far_away_is_told_with_its_limit() -> None:
+    raw, clock = RawPeer(), Clock()
+    receiver = receiver_of(raw, clock)
+    with pytest.raises(ReplayAttackError, match=r"outside_window.*MAX_MESSAGE_AGE_SECONDS: 60.*clocks"):
+        receiver.decrypt(raw.seal(receiver, bytes(16), START - 61), ALICE)
 
 
 def test_a_forgery_does_not_use_up_a_nonce() -> None:

@@ -367,6 +367,7 @@ def test_a_place_where_nothing_can_be_made_is_refused(tmp_path: Path, where: str
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(IdentityFileError, match="identity") as caught:
         UDPSocketClass(0, identity_file=tmp_path / where)
+    assert ("make its folder first" in str(caught.value)) == (where == "missing/identity")
     assert isinstance(caught.value.__cause__, OSError)
 
 

@@ -11,6 +11,7 @@ import ast
 import importlib
 import inspect
 import json
+import logging
 import queue
 import re
 import subprocess
@@ -435,6 +436,22 @@ def test_replay_settings_take_effect(remotes: Remotes, monkeypatch: pytest.Monke
         early.update_peer_keys(bob, late.enc_public_key, late.sign_public_key)
         late.update_peer_keys(alice, early.enc_public_key, early.sign_public_key)
         assert late.decrypt(early.encrypt(b"105 s old", bob), alice) == b"105 s old"
+
+
+LOGGING = _example("Logging")
+
+
+def test_the_logger_is_turned_up_as_told(remotes: Remotes, caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("vault_udp")
+    level = logger.level
+    try:
+        _run(LOGGING, remotes)
+        assert logger.level == logging.DEBUG
+        with vault_udp_socket.UDPSocketClass(0) as sock:
+            sock.add_peer(("127.0.0.1", 9))
+        assert {record.levelno for record in caplog.records} >= {logging.DEBUG, logging.INFO}
+    finally:
+        logger.setLevel(level)
 
 
 TROUBLESHOOTING = _example("Troubleshooting")

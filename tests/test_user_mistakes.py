@@ -330,7 +330,16 @@ def test_who_does_not_answer_is_told_of(caplog: pytest.LogCaptureFixture) -> Non
         net.node(A, B)
         net.run(10)
     (record,) = caplog.records
-    assert record.getMessage() == f"{B}: no answer yet; is it running, and are address and port right?"
+    assert record.getMessage().startswith(f"{B}: no answer yet; is it running, are address and port right, ")
+
+
+def test_nobody_asks_for_the_address_of_who_has_none_yet(caplog: pytest.LogCaptureFixture) -> None:
+    net = FakeNet()
+    with caplog.at_level(logging.INFO):
+        net.node(A, ("nowhere.example", 1000))
+        net.run(10)
+    assert "no answer yet" not in caplog.text
+    assert "nowhere.example" in caplog.text
 
 
 def test_who_answers_is_not(caplog: pytest.LogCaptureFixture) -> None:
