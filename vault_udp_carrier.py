@@ -159,8 +159,14 @@ class Carrier:
     def _start(self) -> None:
         """Start the threads; all attributes must be there."""
         logger.info("listening on port %d", self._datagrams.port)
-        self._receiver.start()
-        self._sender.start()
+        try:
+            self._receiver.start()
+            self._sender.start()
+        except BaseException:  # a signal handler's, or the system has no more threads; the socket is closed
+            with self._lock:
+                self._stopped = True
+                self._work.notify_all()
+            raise
         _open_sockets.add(self)
 
     def stop(self, timeout: float = 5.0) -> None:
@@ -304,8 +310,9 @@ class Carrier:
             messages = self._node.take_queue(peer) if ready else []
             if lane:
                 count = max(64, BYTES_PER_ROUND // (len(lane[0]) + MESSAGE_OVERHEAD))
-                messages += lane[:count]
-                del lane[:count]
+                taken = lane[:count]
+                del lane[: len(taken)]  # no more: callers without the lock may have appended meanwhile
+                messages += taken
             if lane:
                 self._lane_locked(peer)
             else:

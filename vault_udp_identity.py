@@ -15,6 +15,7 @@ import json
 import os
 import stat
 import sys
+import threading
 from typing import TYPE_CHECKING, Iterator, NamedTuple, Union
 
 if TYPE_CHECKING or not __package__:
@@ -165,6 +166,8 @@ class KnownPeers:
             raise KnownPeersFileError(
                 f"known-peers file {self.path!r} is to be in {folder!r}, which is no folder; make that first"
             )
+        self._reading = threading.RLock()
+        """Held from reading the file until `_keys` says what is there; reentrant for handlers of signals."""
         self._keys = self._read()
 
     def key_of(self, address: Address) -> bytes | None:
@@ -178,7 +181,8 @@ class KnownPeers:
         Raises:
             KnownPeersFileError: a line is not ``ip port key``, or the system refuses.
         """
-        self._keys = self._read()
+        with self._reading:
+            self._keys = self._read()
 
     def remember(self, address: Address, key: str) -> None:
         """Add a line, unless it is there.
@@ -186,7 +190,7 @@ class KnownPeers:
         Raises:
             KnownPeersFileError: another key is there by now, or the system refuses.
         """
-        with self._locked():
+        with self._reading, self._locked():
             self._keys = self._read()
             known = self._keys.get(address)
             if known == key:
@@ -294,7 +298,8 @@ class _Lock:
 
 def _write(path: str, text: str) -> None:
     """Replace a file as a whole; it keeps its mode, and is its owner's alone if it is new."""
-    folder = os.path.dirname(os.path.abspath(path))
+    path = os.path.realpath(path)  # what a link leads to, not the link
+    folder = os.path.dirname(path)
     # Its lock is ours: what is there was left by who was killed while writing.
     temporary = path + ".new"
     with contextlib.suppress(FileNotFoundError):
@@ -317,5 +322,8 @@ def _write(path: str, text: str) -> None:
         folder_descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(folder_descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not every file system does so for folders
+                raise
         finally:
             os.close(folder_descriptor)

@@ -566,7 +566,7 @@ class UDPSocketClass(Carrier):
             datagrams.count_drops()
             stats = self._node.stats()
             counters = stats["counters"]
-            counters.update({f"socket_{name}": count for name, count in datagrams.errors.items()})
+            counters.update({f"socket_{name}": count for name, count in dict(datagrams.errors).items()})
             counters["kernel_drops"] = datagrams.kernel_drops
             counters["callback_errors"] = sum(signal.errors for signal in self._callback_signals)
             return {

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import base64
+import errno
 import logging
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -528,3 +530,56 @@ def test_a_file_that_cannot_be_written_is_counted_and_logged_and_harms_nothing_e
     (record,) = [record for record in caplog.records if "could not be written down" in record.getMessage()]
     assert str(server.recv_port) in record.getMessage()
     assert str(known) in record.getMessage()
+
+
+def test_what_is_met_while_the_file_is_read_again_is_known(
+    known: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peers = KnownPeers(known)
+    read, remembered = threading.Event(), threading.Event()
+    real = peers._read
+
+    def read_slowly() -> Any:
+        keys = real()
+        read.set()
+        remembered.wait(0.2)  # in vain: whoever remembers waits for us
+        return keys
+
+    monkeypatch.setattr(peers, "_read", read_slowly)
+    reader = threading.Thread(target=peers.reload)
+    reader.start()
+    assert read.wait(PATIENCE)
+    monkeypatch.setattr(peers, "_read", real)
+    peers.remember(B, KEY)
+    remembered.set()
+    reader.join()
+    assert peers.key_of(B) is not None
+
+
+@on_posix
+def test_a_link_stays_one(known: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(known)
+    KnownPeers(tmp_path / "link").remember(B, KEY)
+    assert (tmp_path / "link").is_symlink()
+    assert lines_of(known) == [LINE.strip()]
+
+
+@on_posix
+@pytest.mark.parametrize("refuses", [True, False])
+def test_a_folder_that_cannot_be_flushed_is_no_fault_of_the_file(
+    known: Path, monkeypatch: pytest.MonkeyPatch, refuses: bool
+) -> None:
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO if refuses else errno.EINVAL, "refused")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if refuses:
+        with pytest.raises(KnownPeersFileError, match="refused"):
+            KnownPeers(known).remember(B, KEY)
+    else:
+        KnownPeers(known).remember(B, KEY)
+    assert lines_of(known) == [LINE.strip()]

@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from types import SimpleNamespace
-from typing import Any, List, Sequence
+from typing import Any, Dict, List, Sequence
 
 import pytest
 from loopback import (
@@ -109,6 +109,31 @@ def test_a_message_for_a_lane_that_was_just_taken_does_not_stay_behind(to_all: b
             peer.lane, peer.laned = Taken(), True
             a.send_data(b"behind it", None if to_all else address_of(b))
         inbox.wait_for_text("behind it")
+
+
+def test_a_message_for_a_lane_that_is_just_being_taken_is_not_taken_away_unseen() -> None:
+    """The interpreter may let a caller go on between any two steps of the send thread."""
+    going, appended = threading.Event(), threading.Event()
+
+    class Taken(List[bytes]):
+        def __getitem__(self, index: Any) -> Any:
+            found = super().__getitem__(index)
+            if isinstance(index, slice) and not going.is_set():
+                going.set()
+                assert appended.wait(PATIENCE)
+            return found
+
+    with pair() as (a, b):
+        inbox = Inbox(b)
+        peer = a._node.table.by_name[address_of(b)]
+        with a._lock:
+            peer.lane = Taken([b"first"])
+            a._lane_locked(peer)
+        assert going.wait(PATIENCE)
+        peer.lane.append(b"second")  # as `send_data` does, which has seen that the lane is still to be taken
+        appended.set()
+        a.send_data(b"third", address_of(b))
+        assert inbox.wait_for_texts(3) == ["first", "second", "third"]
 
 
 class Text(str):
@@ -221,6 +246,38 @@ def test_stop_waits_for_no_keys_in_vain(monkeypatch: pytest.MonkeyPatch, why: st
             eventually(lambda: not a._sender.is_alive(), "it has stopped")
         else:
             run_thread(lambda: a.stop(0.0 if why == "no time" else 1000.0))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_socket_whose_threads_cannot_start_leaves_none_behind(
+    monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    real = threading.Thread.start
+    started: list[threading.Thread] = []
+
+    def start(thread: threading.Thread) -> None:
+        real(thread)
+        started.append(thread)
+        if first or thread.name == "vault-udp-send":
+            raise KeyboardInterrupt  # in the wait for the thread to have begun
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(KeyboardInterrupt):
+        UDPSocketClass(0)
+    assert len(started) == (1 if first else 2)
+    for thread in started:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def test_get_stats_may_meet_a_new_error_of_the_system() -> None:
+    class Errors(Dict[str, int]):
+        def items(self) -> Any:
+            raise RuntimeError("dictionary changed size during iteration")
+
+    with UDPSocketClass(0) as sock:
+        sock._datagrams.errors = Errors(ENETDOWN=1)
+        assert sock.get_stats()["counters"]["socket_ENETDOWN"] == 1
 
 
 def test_stop_overwrites_session_keys() -> None:
