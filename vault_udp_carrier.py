@@ -72,7 +72,9 @@ SLOW_CALLBACKS_WARNING_INTERVAL = 60.0
 LINGER = 0.05
 """Seconds for which `stop` waits for keys that messages wait for: a few round trips in a local network."""
 TIMEOUT_AT_EXIT = 1.0
-"""Seconds that callbacks may hold up the end of a program that has not called `stop`."""
+LEAST_AT_EXIT = 0.1
+"""Seconds that callbacks may hold up the end of a program that has not called `stop`; and what each socket has
+to send what is ready, however long the callbacks of others took."""
 BURST_GAP = 15e-6
 BURST_LENGTH = 4
 """So many messages, each so many seconds (for each of its peers) after the one before, are a burst: the send
@@ -102,7 +104,7 @@ def _stop_what_is_open() -> None:
     """A program that ends without `stop` has sent what it wanted to send, and peers learn that it is gone."""
     deadline = time.monotonic() + TIMEOUT_AT_EXIT
     for sock in list(_open_sockets):
-        sock.stop(max(0.0, deadline - time.monotonic()))
+        sock.stop(max(LEAST_AT_EXIT, deadline - time.monotonic()))
 
 
 _Item = TypeVar("_Item")

@@ -189,7 +189,7 @@ class DatagramSocket(Transmitter):
             sock.count_drops()
             sock.close()
             self.kernel_drops += sock.kernel_drops
-            for name, count in sock.errors.items():
+            for name, count in dict(sock.errors).items():
                 self._count(name, count)
 
     def _listen_locked(self) -> None:
