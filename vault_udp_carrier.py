@@ -73,8 +73,8 @@ LINGER = 0.05
 """Seconds for which `stop` waits for keys that messages wait for: a few round trips in a local network."""
 TIMEOUT_AT_EXIT = 1.0
 LEAST_AT_EXIT = 0.1
-"""Seconds that callbacks may hold up the end of a program that has not called `stop`; and what each socket has
-to send what is ready, however long the callbacks of others took."""
+"""Seconds that callbacks may hold up the end of a program that has not called `stop`; and those that each
+socket has to send what is ready, however long the callbacks of others took."""
 BURST_GAP = 15e-6
 BURST_LENGTH = 4
 """So many messages, each so many seconds (for each of its peers) after the one before, are a burst: the send
