@@ -69,7 +69,7 @@ SLOW_CALLBACKS = 2.0
 """Seconds that callbacks may take for what came together; longer is warned of, at most once in
 `SLOW_CALLBACKS_WARNING_INTERVAL`."""
 SLOW_CALLBACKS_WARNING_INTERVAL = 60.0
-LINGER = 0.025
+LINGER = 0.02
 """Seconds for which `stop` waits for keys that messages wait for: a few round trips in a local network."""
 TIMEOUT_AT_EXIT = 1.0
 LEAST_AT_EXIT = 0.1
