@@ -71,10 +71,12 @@ SLOW_CALLBACKS = 2.0
 SLOW_CALLBACKS_WARNING_INTERVAL = 60.0
 LINGER = 0.02
 """Seconds for which `stop` waits for keys that messages wait for: a few round trips in a local network."""
+SEND_TIMEOUT = 1.0
+"""Seconds that the send thread has at least to send what is ready, however few callbacks have in `stop`."""
 TIMEOUT_AT_EXIT = 1.0
 LEAST_AT_EXIT = 0.1
 """Seconds that callbacks may hold up the end of a program that has not called `stop`; and those that each
-socket has to send what is ready, however long the callbacks of others took."""
+socket has for its own, however long those of others took."""
 BURST_GAP = 15e-6
 BURST_LENGTH = 4
 """So many messages, each so many seconds (for each of its peers) after the one before, are a burst: the send
@@ -497,7 +499,7 @@ class Carrier:
             self._ready.notify_all()
         current = threading.current_thread()
         if current is not self._sender:
-            self._sender.join(max(0.0, deadline - time.monotonic()))
+            self._sender.join(max(SEND_TIMEOUT, deadline - time.monotonic()))
         self._datagrams.close()
         if current is not self._receiver:
             self._receiver.join(max(0.0, deadline - time.monotonic()))

@@ -11,7 +11,15 @@ import pytest
 
 import vault_udp_carrier
 from vault_udp_address import Address
-from vault_udp_carrier import LANE_SIZE, LEAST_AT_EXIT, OLD_PORT_KEPT, SMALL_LANE_SIZE, SMALL_MESSAGE, Carrier
+from vault_udp_carrier import (
+    LANE_SIZE,
+    LEAST_AT_EXIT,
+    OLD_PORT_KEPT,
+    SEND_TIMEOUT,
+    SMALL_LANE_SIZE,
+    SMALL_MESSAGE,
+    Carrier,
+)
 from vault_udp_datagram import SocketClosed
 from vault_udp_errors import StoppedError
 from vault_udp_packet import CompressedFrame
@@ -605,6 +613,21 @@ def test_the_end_takes_no_longer_than_it_may(
     assert carrier._by_name == {}
     assert carrier._encryption.on_identity_changed is None
     assert carrier._encryption.on_peer_keys_supplied is None
+
+
+@pytest.mark.parametrize("timeout", [0.0, 0.5])
+def test_what_is_ready_is_sent_however_little_time_callbacks_have(
+    timeout: float, at_one_moment: SimpleNamespace
+) -> None:
+    clock = [NOW]
+    at_one_moment.monotonic = lambda: clock[0]
+    carrier = Threadless()
+    sender, receiver = FakeThread(clock, 0.75), FakeThread(clock, 9.0)
+    carrier._sender, carrier._receiver = cast(Any, sender), cast(Any, receiver)
+    carrier._stop_threads(timeout)
+    assert sender.waits == [SEND_TIMEOUT]
+    assert not sender.is_alive()
+    assert receiver.waits == [0.0]
 
 
 @pytest.mark.parametrize("thread", ["_sender", "_receiver"])

@@ -233,6 +233,16 @@ def test_stop_waits_a_moment_for_keys_that_messages_wait_for(monkeypatch: pytest
         inbox.wait_for_text("Hello!")
 
 
+def test_stop_sends_what_is_ready_though_callbacks_have_no_time() -> None:
+    with pair() as (a, b):
+        inbox = Inbox(b)
+        sent = [str(number) for number in range(3000)]
+        for text in sent:
+            a.send_data(text, address_of(b))
+        a.stop(0.0)
+        assert inbox.wait_for_texts(3000) == sent
+
+
 @pytest.mark.parametrize("why", ["no message waits", "no time", "in a callback"])
 def test_stop_waits_for_no_keys_in_vain(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     monkeypatch.setattr(vault_udp_carrier, "LINGER", 1000.0)
