@@ -59,8 +59,6 @@ else:
     from .vault_udp_session import MAX_RETIRED_PAIRS
     from .vault_udp_state import NodeState
 
-logger = logging.getLogger("vault_udp")
-
 FULL_ANNOUNCEMENTS_FOR = 5.0
 ANNOUNCEMENT_CYCLE = 120.0
 """Seconds: full announcements for the first 5 of them, the short form for the rest, and again."""
@@ -369,7 +367,9 @@ class Introductions:
         if keys is None or not self._state.legacy_peers:
             return
         if is_host(address[0]):
-            logger.warning("the keys given for %s are not used: give them for its IP address", address)
+            self._state.log(
+                logging.WARNING, "the keys given for %s are not used: give them for its IP address", address
+            )
             self._state.encryption.remove_peer_keys(address)
             return
         peer = self._state.table.at(address)
@@ -452,7 +452,8 @@ class Introductions:
         session.confirm_unopened(now)
         session.ask_if_lost(now)
         if peer.announcements == ANNOUNCEMENTS_BEFORE_DOUBT and peer.added and places:
-            logger.info(
+            self._state.log(
+                logging.INFO,
                 "%s: no answer yet; is it running, are address and port right, and does it expect another "
                 "key of ours?",
                 peer.name,

@@ -4,7 +4,7 @@
 The receive thread blocks in the kernel, hands what comes to the node, and runs the callbacks. The send thread
 sends what waits, in batches, and wakes for the node's next deadline; the receive thread keeps an eye on it
 instead while it waits itself. One lock guards the node; it is never held while a callback runs, a datagram is
-received or sent, or a thread is joined; it is while a line is logged.
+received or sent, a thread is joined, or a line is logged.
 
 A message for a peer that is ready goes one of two ways. While nothing waits, it leaves in its caller's
 thread. In a burst it goes into the peer's lane, a list from which the send thread takes it: sealing many at
@@ -24,7 +24,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Sequence, Tuple, TypeVar
+from typing import TYPE_CHECKING, Any, Sequence, Tuple, TypeVar
 
 if TYPE_CHECKING or not __package__:
     from vault_udp_address import Address
@@ -129,6 +129,7 @@ class Carrier:
         self._datagrams = datagrams
         datagrams.on_too_long, datagrams.on_refused = self._too_long, self._refused
         self._node = node
+        node.local.log = self._log_locked
         self._lock = encryption.lock
         self._encryption.on_identity_changed = self._identity_changed_locked
         self._encryption.on_peer_keys_supplied = self._keys_supplied_locked
@@ -156,6 +157,8 @@ class Carrier:
         self._stopped = False
         self._why_stopped = "the socket was stopped; make a new UDPSocketClass"
         self._for_callbacks: deque[Event] = deque()
+        self._lines: deque[tuple[Any, ...]] = deque()
+        """What is to be logged; like the events it is the receive thread's to tell."""
         self._delivery = Delivery(node, self._lock, self._slot_connected)
         self._receiver = threading.Thread(target=self._receive_loop, name="vault-udp-receive", daemon=True)
         self._sender = threading.Thread(target=self._send_loop, name="vault-udp-send", daemon=True)
@@ -352,6 +355,7 @@ class Carrier:
                     datagrams, replaced = self._datagrams, _taken(self._replaced)
                 for former in replaced:
                     datagrams.take_over(former)
+                datagrams.wake()  # whoever has woken a former one may have left something to tell
             try:
                 batches = datagrams.receive(min(self._receiver_looks_at, self._leave_old_port_at))
             except SocketClosed:
@@ -364,6 +368,7 @@ class Carrier:
         datagrams.leave_previous()
         for former in self._replaced:
             former.close()
+        self._tell_what_waits()
 
     def _is_time_to_leave(self) -> bool:
         """Whether the former ports have been kept for long enough; nobody may have changed ours meanwhile."""
@@ -434,9 +439,20 @@ class Carrier:
             datagrams.send((datagram,), endpoint)
 
     def _call_back(self, deliveries: Sequence[Received]) -> None:
+        self._tell_what_waits()
+        self._delivery.deliver_all(deliveries)
+
+    def _tell_what_waits(self) -> None:
+        while self._lines:
+            logger.log(*self._lines.popleft())
         while self._for_callbacks:
             self._tell(self._for_callbacks.popleft())
-        self._delivery.deliver_all(deliveries)
+
+    def _log_locked(self, level: int, text: str, *args: object) -> None:
+        """Let the receive thread log that: handlers may have locks, or send by this very socket."""
+        if logger.isEnabledFor(level):
+            self._lines.append((level, text, *args))
+            self._datagrams.wake()
 
     def _slot_connected(self) -> None:
         """Let the receive thread deliver what was kept."""
@@ -465,11 +481,11 @@ class Carrier:
             self._replaced.append(old)
             self._node.port = new.port
             now = time.monotonic()
-            logger.info("listening on port %d, and for a moment still on %d", new.port, old.port)
             self._leave_old_port_at = now + OLD_PORT_KEPT
             self._node.moved(now)
             self._wake_sender_locked()
         old.wake()
+        logger.info("listening on port %d, and for a moment still on %d", new.port, old.port)
 
     def _identity_changed_locked(self) -> None:
         self._node.identity_changed(time.monotonic())
@@ -490,13 +506,13 @@ class Carrier:
         self._await_keys(min(timeout, LINGER))
         self._resolver.stop()
         with self._lock:
-            if not self._stopped:
-                logger.info("stopping; port %d is free then", self._datagrams.port)
-            self._stopped = True
+            is_first, self._stopped = not self._stopped, True
             self._by_name, self._added = {}, {}  # no way past the check of `_stopped`
             self._work.notify_all()
             self._room.notify_all()
             self._ready.notify_all()
+        if is_first:
+            logger.info("stopping; port %d is free then", self._datagrams.port)
         current = threading.current_thread()
         if current is not self._sender:
             self._sender.join(max(SEND_TIMEOUT, deadline - time.monotonic()))
@@ -515,6 +531,7 @@ class Carrier:
         _open_sockets.discard(self)
         # Break the cycles through us, so that a stopped socket is freed at once and not by the collector.
         self._encryption.on_identity_changed = self._encryption.on_peer_keys_supplied = None
+        self._node.local.log = logger.log
 
     def _holds_lock(self) -> bool:
         """Whether this very thread does."""

@@ -29,8 +29,6 @@ else:
     from .vault_udp_layout import bare_layout
     from .vault_udp_path import NEVER, Path
 
-logger = logging.getLogger("vault_udp")
-
 MAX_PINGS_KEPT = 48
 MIN_PING_BODY = 128
 """Bytes of a body that has room for a ping."""
@@ -176,7 +174,7 @@ class Channel:
     def move_to(self, endpoint: Address) -> None:
         """Send there from now on; nothing is known of the path to another endpoint."""
         if endpoint != self.endpoint:
-            logger.debug("who was at %s is at %s now", self.endpoint, endpoint)
+            self.local.log(logging.DEBUG, "who was at %s is at %s now", self.endpoint, endpoint)
             self.endpoint = endpoint
             self._path = None
             self._resize(self._size_limit, self._size_limit)

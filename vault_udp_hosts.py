@@ -22,8 +22,6 @@ else:
     from .vault_udp_peer import Peer
     from .vault_udp_state import NodeState
 
-logger = logging.getLogger("vault_udp")
-
 MAX_PLACES = 8
 """Addresses of a host that are tried."""
 MAX_LOOKUP_DELAY = 60.0
@@ -74,7 +72,8 @@ class Hosts:
         assert host is not None
         self._state.counters["name_not_resolved"] += 1
         if not host.failures:
-            logger.warning(
+            self._state.log(
+                logging.WARNING,
                 "%s cannot be resolved (%s); check the name, and the name server of this machine; it is "
                 "tried again until the peer is found or removed",
                 peer.name,

@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import struct
-from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Sequence
 
 if TYPE_CHECKING or not __package__:
     import vault_udp_socket_helper as crypto
@@ -40,6 +41,8 @@ else:
     from .vault_udp_replay import CounterWindow
     from .vault_udp_segments import Segments
 
+
+logger = logging.getLogger("vault_udp")
 
 HELLO_LABEL = b"py-vault-udp/2 hello".ljust(24, b"\0")
 FLAG_PERSISTENT = 1
@@ -160,7 +163,7 @@ class SessionKey:
 
 
 class LocalKeys:
-    """Our identity and session keys, and the nonces that prove freshness.
+    """What all sessions share: our identity and session keys, and the nonces that prove freshness.
 
     Args:
         sign_seed: Ed25519 seed, 32 bytes: the identity.
@@ -177,6 +180,8 @@ class LocalKeys:
         """Seconds without sending after which a peer is sent something, to keep a NAT's mapping open."""
         self.finds_sizes = True
         """Whether the size of datagrams is found out for each peer, or fixed."""
+        self.log: Callable[..., None] = logger.log
+        """(level, text, *args): says what happens; who guards us with a lock lets it wait for its release."""
         self.current = SessionKey(0)
         self.previous: SessionKey | None = None
         self.workspaces = crypto.Workspaces()

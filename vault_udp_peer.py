@@ -30,8 +30,6 @@ else:
     from .vault_udp_session import Session
 
 
-logger = logging.getLogger("vault_udp")
-
 MAX_PENDING_STRANGERS = 1024
 MAX_CONFIRMED_STRANGERS = 16384
 
@@ -150,7 +148,8 @@ class Peer:
         """Bodies towards this peer may have so many bytes from now on."""
         room = packet.message_room(body_size)
         if room != self.room:
-            logger.info("%s: a datagram takes %d bytes of messages now, not %d", self.name, room, self.room)
+            what = "%s: a datagram takes %d bytes of messages now, not %d"
+            self.session.local.log(logging.INFO, what, self.name, room, self.room)
             self.room = room
 
     @property

@@ -561,9 +561,9 @@ class UDPSocketClass(Carrier):
 
     def get_stats(self) -> dict[str, Any]:
         """Statistics for display: counts, modes, and keys cut short."""
+        datagrams = self._datagrams
+        datagrams.count_drops()
         with self._lock:
-            datagrams = self._datagrams
-            datagrams.count_drops()
             stats = self._node.stats()
             counters = stats["counters"]
             counters.update({f"socket_{name}": count for name, count in dict(datagrams.errors).items()})

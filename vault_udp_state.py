@@ -45,9 +45,6 @@ else:
     from .vault_udp_rate_limit import RateLimiter
     from .vault_udp_session import Session
 
-logger = logging.getLogger("vault_udp")
-
-
 UNPACKED_PER_ROUND = 1 << 20
 """Bytes of compressed messages after which no more are unpacked before these have been delivered."""
 MAX_IDENTITIES = 32768
@@ -288,17 +285,22 @@ class NodeState:
             if reason == "rate_limited" and self.rate_limiter is not None:
                 # Who is limited is no stranger, and may be an honest one whose messages get lost.
                 limit = self.rate_limiter.max_per_second
-                logger.warning("%s: more than %s messages a second are dropped (rate_limited)", source, limit)
+                self.log(
+                    logging.WARNING,
+                    "%s: more than %s messages a second are dropped (rate_limited)",
+                    source,
+                    limit,
+                )
                 return
             level = logging.WARNING if reason == "other_version" else logging.INFO
-            logger.log(level, "dropping datagrams (%s), the first of this minute from %s", reason, source)
+            self.log(level, "dropping datagrams (%s), the first of this minute from %s", reason, source)
 
     def count_loss(self, reason: str, count: int, peer: Peer, now: float) -> None:
         """Count messages of ours that are dropped; log the first of each minute and reason."""
         self.counters[reason] += count
         peer.count(reason, count)
         if self._is_news(reason, now):
-            logger.warning("%s: messages dropped (%s)", peer.name, reason)
+            self.log(logging.WARNING, "%s: messages dropped (%s)", peer.name, reason)
 
     def _is_news(self, reason: str, now: float) -> bool:
         """Whether this reason has not been logged in the last minute."""
@@ -327,10 +329,13 @@ class NodeState:
             self._log_of(peer, "lost: %s", why)
             self._deliver_first()
 
-    @staticmethod
-    def _log_of(peer: Peer, what: str, *details: object) -> None:
+    def log(self, level: int, text: str, *args: object) -> None:
+        """Say what happens."""
+        self.local.log(level, text, *args)
+
+    def _log_of(self, peer: Peer, what: str, *details: object) -> None:
         # Anybody can be a stranger, as often as he likes.
-        logger.log(logging.INFO if peer.added else logging.DEBUG, "%s: " + what, peer.name, *details)
+        self.log(logging.INFO if peer.added else logging.DEBUG, "%s: " + what, peer.name, *details)
 
     def queue(self, peer: Peer, message: bytes, now: float) -> None:
         """Keep a message until the keys are there: at most 256 a peer, the oldest go first."""
@@ -364,7 +369,9 @@ class NodeState:
         if count:
             self.counters[reason] += count
             peer.count(reason, count)
-            logger.warning("%s: messages dropped that were waiting: %d (%s)", peer.name, count, reason)
+            self.log(
+                logging.WARNING, "%s: messages dropped that were waiting: %d (%s)", peer.name, count, reason
+            )
 
     def note_version(self, sign: bytes, version: int) -> None:
         """Remember the best that an identity has shown: nothing below it is accepted from it."""
@@ -420,7 +427,8 @@ class NodeState:
             PacketError: ``identity_refused``, always.
         """
         if peer.supplied is not None and self._is_news("identity refused", now):
-            logger.warning(
+            self.log(
+                logging.WARNING,
                 "%s: an identity is refused that is not the one given for it, or in the known-peers file; if "
                 "the peer has a new one, change it there",
                 peer.name,
@@ -435,7 +443,7 @@ class NodeState:
     def release_pin(self, peer: Peer, why: str, now: float) -> None:
         """Let the next identity have this address; what waited for the old one is not handed to it."""
         if self._is_news("identity released", now):
-            logger.warning("%s: the identity is released (%s)", peer.name, why)
+            self.log(logging.WARNING, "%s: the identity is released (%s)", peer.name, why)
         self.table.set_identity(peer, b"")
         peer.session.close()
         peer.session.flags = 0
@@ -448,7 +456,7 @@ class NodeState:
 
     def start_announcing(self, peer: Peer, now: float) -> None:
         """Look for the peer anew, at each of its names: what was one process need not be one again."""
-        logger.debug("%s: looking for it", peer.name)
+        self.log(logging.DEBUG, "%s: looking for it", peer.name)
         supplied = peer.supplied
         if len(peer.names) > 1 and not self._shares_key(peer, peer.name):
             peer.supplied = self._key_for(peer.name)

@@ -32,8 +32,6 @@ else:
     from .vault_udp_peer import Peer
     from .vault_udp_state import MAX_REJECTED, PROBE_INTERVAL, PROBE_PINGS, NodeState
 
-logger = logging.getLogger("vault_udp")
-
 REKEYS_AT_ONCE = 10
 REKEYS_PER_SECOND = 1000
 """After a rotation, so that many sessions do not hold up the messages of all."""
@@ -216,7 +214,7 @@ class Upkeep(NodeState):
 
     def _rotate(self, now: float) -> None:
         self.local.rotate()
-        logger.debug("our session keys are replaced, for the %d. time", self.local.current.epoch)
+        self.log(logging.DEBUG, "our session keys are replaced, for the %d. time", self.local.current.epoch)
         alive = (self.local.current, self.local.previous)
         for tag in [tag for tag, pair in self.retired.items() if pair.mine not in alive]:
             del self.retired[tag]

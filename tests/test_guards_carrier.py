@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from types import SimpleNamespace
 from typing import Any, Callable, Sequence, cast
@@ -42,6 +43,7 @@ class FakeNode:
         self.deliveries: list[Any] = []
         self.partings: list[Any] = []
         self.lookups: list[Any] = []
+        self.local: Any = SimpleNamespace()
         self.table = SimpleNamespace(by_name={B: None}, added={})
         self.unpacked = 0
         self.wakes_at = NEVER
@@ -517,6 +519,28 @@ def test_events_come_before_messages_and_partings_behind_them() -> None:
     assert carrier.told == [READY, "more", "message", "parting"]
 
 
+def test_what_is_said_under_the_lock_is_logged_by_the_receive_thread_at_its_end_at_the_latest(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    carrier = Threadless()
+    carrier.node.local.log(logging.DEBUG, "nobody wants to know")
+    assert carrier.datagrams.calls == []
+    carrier.node.local.log(logging.WARNING, "%s is gone", "somebody")
+    carrier._for_callbacks.append(READY)
+    assert caplog.messages == []
+    assert carrier.datagrams.calls == ["wake"]
+    carrier._receive_loop()
+    assert caplog.messages == ["somebody is gone"]
+    assert carrier.told == [READY]
+
+
+def test_what_was_left_while_the_port_changed_is_told_at_once() -> None:
+    carrier, new = Threadless(), FakeDatagrams(port=2)
+    carrier._replace_socket(cast(Any, new))
+    carrier._receive_loop()
+    assert new.calls[:2] == ["take_over", "wake"]
+
+
 def test_all_answers_leave_by_the_port_that_was_ours_when_they_were_made() -> None:
     carrier, new = Threadless(), FakeDatagrams()
     carrier.node.outgoing += [(B, b"1"), (B, b"2")]
@@ -666,7 +690,7 @@ def test_in_a_forked_child_nothing_is_left_to_stop(monkeypatch: pytest.MonkeyPat
 def test_an_abandoned_socket_leaves_neither_keys_nor_descriptors_nor_locks() -> None:
     carrier, former = Threadless(), FakeDatagrams()
     wiped: list[str] = []
-    carrier.node.local = SimpleNamespace(wipe=lambda: wiped.append("local"))  # type: ignore[attr-defined]
+    carrier.node.local = SimpleNamespace(wipe=lambda: wiped.append("local"))
     carrier._resolver = cast(Any, SimpleNamespace(abandon=lambda: wiped.append("resolver")))
     carrier._replaced.append(cast(Any, former))
     lock = carrier._lock

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 from fakenet import FakeNet, both_ready
-from loopback import PATIENCE, Collector, address_of, eventually, on_posix
+from loopback import PATIENCE, Collector, Inbox, address_of, eventually, on_posix, pair, plain_socket
 
 import vault_udp_packet as packet
 from vault_udp_socket import (
@@ -24,6 +25,7 @@ from vault_udp_socket import (
     InvalidArgumentError,
     InvalidPortError,
     MessageTooLargeError,
+    StoppedError,
     UDPSocketClass,
 )
 from vault_udp_socket_helper import generate_keys_asym
@@ -299,6 +301,37 @@ def test_what_happens_to_an_added_peer_is_told_and_to_strangers_only_who_debugs(
         ("INFO", f"{B}: lost: the peer said goodbye"),
         ("DEBUG", f"{B}: looking for it"),
     ]
+
+
+def test_nothing_is_logged_under_the_lock() -> None:
+    """A handler that sends has a lock of its own, which who logs may hold while it waits for ours."""
+
+    class Remote(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append((record.getMessage(), a._holds_lock()))
+            with contextlib.suppress(StoppedError):
+                a.send_data(record.getMessage(), address_of(b))
+
+    lines: list[tuple[str, bool]] = []
+    library = logging.getLogger("vault_udp")
+    handler, level = Remote(), library.level
+    with pair() as (a, b):
+        inbox, port = Inbox(b), a.recv_port
+        library.addHandler(handler)
+        library.setLevel(logging.DEBUG)
+        try:
+            with plain_socket() as silent:
+                other = silent.getsockname()
+                a.send_data("in vain", other)
+                a.remove_peer(other)
+            inbox.wait_for_text(f"{other}: messages dropped that were waiting: 1 (peer_removed)")
+            a.update_recv_port(0)
+            a.get_stats()
+            inbox.wait_for_text(f"listening on port {a.recv_port}, and for a moment still on {port}")
+        finally:
+            library.removeHandler(handler)
+            library.setLevel(level)
+        assert not any(is_locked for _, is_locked in lines)
 
 
 def test_a_socket_tells_where_it_listens(caplog: pytest.LogCaptureFixture) -> None:
