@@ -391,14 +391,12 @@ class Carrier:
                     left = [(received[decided:], source), *batches[position + 1 :]]
                     break
             outgoing, deliveries = self._take_outgoing_locked(), _taken(node.deliveries)
-            partings = _taken(node.partings)
+            between = _taken(node.between)
             calls_back = deliveries or self._for_callbacks or self._delivery.keeps_messages
             self._share_deadlines_locked(now, has_time=not calls_back and len(outgoing) < 2)
             sending = self._datagrams  # another one if a callback or another thread has changed the port
         self._send_each(outgoing, sending)
-        self._call_back(deliveries)
-        for event in partings:
-            self._tell(event)
+        self._call_back(deliveries, between)
         if deliveries:
             self._note_duration(now, time.monotonic())
         return left
@@ -427,7 +425,7 @@ class Carrier:
     def _take_outgoing_locked(self) -> Sequence[Outgoing]:
         """What is to be sent, without the lock; events are left to the receive thread."""
         node = self._node
-        if node.events:
+        if node.events or node.between:
             self._ready.notify_all()
             # Under the lock, so that they are told in the order in which they came to be.
             self._for_callbacks.extend(_taken(node.events))
@@ -438,9 +436,14 @@ class Carrier:
         for endpoint, datagram in outgoing:
             datagrams.send((datagram,), endpoint)
 
-    def _call_back(self, deliveries: Sequence[Received]) -> None:
+    def _call_back(self, deliveries: Sequence[Received], between: Sequence[tuple[int, Event]]) -> None:
         self._tell_what_waits()
-        self._delivery.deliver_all(deliveries)
+        delivered = 0
+        for position, event in between:
+            self._delivery.deliver_all(deliveries[delivered:position])
+            self._tell(event)
+            delivered = position
+        self._delivery.deliver_all(deliveries[delivered:] if delivered else deliveries)
 
     def _tell_what_waits(self) -> None:
         while self._lines:

@@ -273,6 +273,10 @@ class Node(Upkeep):
         """Deliver what came in datagrams that opened; `only_data`: there is nothing more to do about them."""
         if not peer.added:
             self.table.heard(peer)
+        if not only_data and peer.session.restarted:
+            peer.session.restarted = False
+            self.tell_lost(peer, "it has restarted")
+            self.became_ready(peer)
         if messages:
             peer.session.note_data(now)
             self._deliver(peer, messages, now)
@@ -360,6 +364,7 @@ class Node(Upkeep):
         peer.remembered += tuple(names)
 
     def _came_up(self, peer: Peer, now: float) -> None:
+        peer.session.restarted = False
         peer.proven = True
         peer.announce_at = NEVER
         peer.probe_at = NEVER

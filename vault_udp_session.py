@@ -103,6 +103,7 @@ class Session(Channel):
         "flags",
         "last_opened",
         "peer_nonce",
+        "restarted",
         "sign",
     )
 
@@ -126,6 +127,8 @@ class Session(Channel):
         self._left: tuple[bytes, ...] = ()
         """Those with which sessions ended: it may come back with one, but not while another session is up."""
         self.last_opened = -NEVER
+        self.restarted = False
+        """The peer has turned out to be a new process of the same identity; for the caller to clear."""
         self._tags = tags
         self._retired = retired
         self._suspect_at = NEVER
@@ -328,6 +331,9 @@ class Session(Channel):
                     self._superseded = (*superseded[1 - MAX_SUPERSEDED :], self.enc)
                     self.enc, self.epoch, pair.outdated = pair.theirs, -1, False
                 pair.order, pair.from_hello = pair.mine.epoch + self.epoch, False
+                if self.send is not None and pair.theirs != self.send.theirs:
+                    # A process counts its keys from 0, and never goes back.
+                    self.restarted = self.epoch <= self.send.order - self.send.mine.epoch
                 # What is of another key of the peer's is of a process that may be gone: nothing of it that is
                 # still on its way may take over or say goodbye.
                 for other in [other for other in self.pairs if other.theirs != self.enc]:

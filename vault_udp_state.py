@@ -3,7 +3,7 @@
 
 `Node` decides about datagrams and data, `Introductions` about announcements, `Hosts` about names, `Upkeep`
 about time; all work on one `NodeState`. What is to be sent, delivered, told or looked up is left in
-`outgoing`, `deliveries`, `events`, `partings`, `flushable` and `lookups`, which the caller of the node takes.
+`outgoing`, `deliveries`, `between`, `events`, `flushable` and `lookups`, which the caller of the node takes.
 Every datagram or message that goes nowhere is counted in `counters` by its reason.
 
 No sockets, threads or clocks; not thread-safe. `now` is seconds of the monotonic clock.
@@ -90,8 +90,8 @@ class NodeState:
         self.outgoing: list[tuple[Address, bytes]] = []
         self.deliveries: list[tuple[Address, Sequence[bytes]]] = []
         self.events: list[Event] = []
-        self.partings: list[Event] = []
-        """Events that come after what is in `deliveries`."""
+        self.between: list[tuple[int, Event]] = []
+        """Events that come between `deliveries`: behind how many of them, and the event."""
         self.flushable: list[Peer] = []
         self.lookups: list[Address] = []
         """Names of hosts whose addresses are to be looked up; filled by timers only."""
@@ -315,7 +315,7 @@ class NodeState:
 
     def became_ready(self, peer: Peer, name: Address | None = None) -> None:
         """Tell, under that name of the peer's, that data for it leaves at once; let go what waits for it."""
-        self.events.append(Event("ready", name or peer.name))
+        self._tell_in_order(Event("ready", name or peer.name))
         self._log_of(peer, "ready, %s", self.mode(peer))
         peer.told_ready = True
         if peer.has_messages:
@@ -325,9 +325,15 @@ class NodeState:
         """Tell that what is sent to the peer waits from now on, if it was told ready: once per loss."""
         if peer.told_ready:
             peer.told_ready = False
-            (self.partings if self.deliveries else self.events).append(Event("lost", peer.name, why))
+            self._tell_in_order(Event("lost", peer.name, why))
             self._log_of(peer, "lost: %s", why)
             self._deliver_first()
+
+    def _tell_in_order(self, event: Event) -> None:
+        if self.deliveries:
+            self.between.append((len(self.deliveries), event))
+        else:
+            self.events.append(event)
 
     def log(self, level: int, text: str, *args: object) -> None:
         """Say what happens."""

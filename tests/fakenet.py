@@ -459,10 +459,10 @@ class Host:
 
     def _carry_out(self) -> None:
         node = self.node
-        deliveries, events = node.deliveries[:], node.events + node.partings
+        deliveries, events = node.deliveries[:], node.events + [event for _, event in node.between]
         node.deliveries.clear()
         node.events.clear()
-        node.partings.clear()
+        node.between.clear()
         self._send_outgoing()
         for name in node.lookups:
             self.net.lookups.append((self.net.now, name))

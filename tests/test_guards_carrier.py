@@ -41,7 +41,7 @@ class FakeNode:
         self.events: list[Any] = []
         self.flushable: list[Any] = []
         self.deliveries: list[Any] = []
-        self.partings: list[Any] = []
+        self.between: list[Any] = []
         self.lookups: list[Any] = []
         self.local: Any = SimpleNamespace()
         self.table = SimpleNamespace(by_name={B: None}, added={})
@@ -510,13 +510,21 @@ def test_the_receive_thread_does_not_look_when_the_send_thread_does(known: float
     assert carrier.work.notified == 0
 
 
-def test_events_come_before_messages_and_partings_behind_them() -> None:
+def test_events_come_before_messages_or_where_they_belong_between_them() -> None:
     carrier = Threadless()
     carrier.node.events += [READY, "more"]
-    carrier.node.deliveries.append("message")
-    carrier.node.partings.append("parting")
+    carrier.node.deliveries += ["1", "2", "3"]
+    carrier.node.between += [(1, "behind 1"), (1, "next"), (3, "behind 3")]
     carrier._take_in(())
-    assert carrier.told == [READY, "more", "message", "parting"]
+    assert carrier.told == [READY, "more", "1", "behind 1", "next", "2", "3", "behind 3"]
+
+
+def test_who_waits_for_a_peer_learns_of_an_event_between_messages() -> None:
+    carrier = Threadless()
+    carrier.node.deliveries.append("1")
+    carrier.node.between.append((1, READY))
+    carrier._take_in(())
+    assert carrier.ready.notified == 1
 
 
 def test_what_is_said_under_the_lock_is_logged_by_the_receive_thread_at_its_end_at_the_latest(

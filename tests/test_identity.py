@@ -496,6 +496,74 @@ def test_an_identity_that_lasts_is_welcomed_back(end: Callable[[Keeper], None]) 
 
 
 @pytest.mark.parametrize("adds", [True, False])
+@pytest.mark.parametrize("away", [0.0, 0.5, 3.0])
+def test_a_restart_is_told_though_it_is_faster_than_a_loss_is_noticed(adds: bool, away: float) -> None:
+    """What the application had told the process that is gone, it tells the new one when that is ready."""
+    net, alice, bob = in_session(persistent=True)
+    net.every(0.5, lambda: alice.send(B, b"?"), until=net.now + 100)
+    net.run(70)  # Bob's keys have been replaced
+    bob.kill()
+    net.run(away)
+    bob.restart(*[A] if adds else [])
+    net.run(20)
+    told = [(event.kind, event.detail) for _, event in alice.events]
+    assert told == [("ready", ""), ("lost", "it has restarted"), ("ready", "")]
+    assert alice.is_ready(B)
+
+
+def test_a_hello_for_new_keys_of_ours_is_no_restart() -> None:
+    net, alice, bob = in_session(persistent=True)
+    session = alice.peer(B).session
+    alice.node.local.rotate()
+    session.after_rotation(alice.now + 1000)
+    with bob._acting():
+        bob.node.start_announcing(bob.peer(A), bob.now)
+    assert net.run_until(lambda: any(pair.from_hello for pair in session.pairs), limit=1)
+    net.run(1)
+    assert session.send is not None
+    assert session.send.mine is alice.node.local.current
+    assert alice.kinds_of_events(B) == ["ready"]
+
+
+def test_a_restart_after_a_loss_that_was_noticed_is_no_other_loss() -> None:
+    net, alice, bob = in_session(persistent=True)
+    alice.send(B, b"?")
+    bob.kill()
+    net.run(20)
+    bob.restart(A)
+    net.run(5)
+    assert alice.kinds_of_events(B) == ["ready", "lost", "ready"]
+    assert "it has restarted" not in [event.detail for _, event in alice.events]
+
+
+def test_a_restart_is_told_between_the_messages_of_the_old_process_and_those_of_the_new() -> None:
+    net, alice, bob = in_session(persistent=True)
+    old = list(bob.peer(A).session.seal_messages([b"old"], bob.now))
+    bob.kill()
+    bob.restart(A)
+    net.hook = lambda sent: net.route(sent) if sent.dst == B or looks_clear(sent.data) else []
+    assert net.run_until(lambda: bob.is_ready(A))
+    new = list(bob.peer(A).session.seal_messages([b"new"], bob.now))
+    alice.node.receive([*old, *new], B, alice.now)
+    assert [messages for _, messages in alice.node.deliveries] == [(b"old",), (b"new",)]
+    assert [(place, event.kind) for place, event in alice.node.between] == [(1, "lost"), (1, "ready")]
+    assert alice.node.events == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_new_keys_of_the_same_process_are_no_restart(seed: int) -> None:
+    net, alice, bob = in_session(persistent=True)
+    net.rng.seed(seed)
+    net.loss, net.jitter = 0.5, 0.5
+    for host in (alice, bob):
+        host.set_lifetime(5)
+        net.every(1, lambda host=host: host.send(B if host is alice else A, b"?"), until=net.now + 200)  # type: ignore[misc]
+    net.run(200)
+    reasons = {event.detail for host in (alice, bob) for _, event in host.events if event.kind == "lost"}
+    assert "it has restarted" not in reasons
+
+
+@pytest.mark.parametrize("adds", [True, False])
 @pytest.mark.parametrize("away", [0.0, 1.0, 10.0, 100.0])
 def test_a_crashed_peer_of_another_identity_is_back_within_5_seconds(adds: bool, away: float) -> None:
     net, alice, bob = in_session()

@@ -230,10 +230,10 @@ def test_who_was_met_is_written_although_the_program_stops_at_once(
 ) -> None:
     call_back = UDPSocketClass._call_back
 
-    def after_stop(self: UDPSocketClass, deliveries: Any) -> None:
+    def after_stop(self: UDPSocketClass, deliveries: Any, between: Any) -> None:
         if any(event.kind == "met" for event in self._for_callbacks):
             eventually(lambda: self._stopped, "stop is called")
-        call_back(self, deliveries)
+        call_back(self, deliveries, between)
 
     monkeypatch.setattr(UDPSocketClass, "_call_back", after_stop)
     with UDPSocketClass(0, identity_file=tmp_path / "identity") as server:

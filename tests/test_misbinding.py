@@ -438,8 +438,11 @@ def test_a_message_is_delivered_before_somebody_else_can_have_its_senders_place(
     assert alice.mode(B) == ("waiting for keys" if stays else "unknown")
     assert decided == 2, "all, but with a message before it what follows is looked at once that is delivered"
     assert alice.node.counters["bad_length"] == (not with_message)
-    told = [[event.kind for event in events] for events in (alice.node.events, alice.node.partings)]
-    assert told == ([[], ["lost"]] if with_message else [["lost"], []]), "the loss is told after it"
+    before = [event.kind for event in alice.node.events]
+    behind = [(position, event.kind) for position, event in alice.node.between]
+    assert (before, behind) == (([], [(1, "lost")]) if with_message else (["lost"], [])), (
+        "it is told after it"
+    )
     delivered = [message for _, messages in alice.node.deliveries for message in messages]
     assert delivered == ([b"from Mallory"] if with_message else [])
 
