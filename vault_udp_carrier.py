@@ -437,7 +437,8 @@ class Carrier:
             datagrams.send((datagram,), endpoint)
 
     def _call_back(self, deliveries: Sequence[Received], between: Sequence[tuple[int, Event]]) -> None:
-        self._tell_what_waits()
+        if self._lines or self._for_callbacks:
+            self._tell_what_waits()
         delivered = 0
         for position, event in between:
             self._delivery.deliver_all(deliveries[delivered:position])

@@ -57,8 +57,10 @@ class SafeSignal(Signal):  # type: ignore[misc]  # PySignal has no type hints
     @property
     def connected(self) -> bool:
         """Whether there is a slot that an emit would call now, `block` aside."""
-        slots = self._slots
-        return bool(slots) and any(reference is None or reference() is not None for reference, _ in slots)
+        for reference, _ in self._slots:  # no `any`: it is asked for every message
+            if reference is None or reference() is not None:
+                return True
+        return False
 
     @property
     def lost_its_slots(self) -> bool:
