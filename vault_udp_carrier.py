@@ -523,7 +523,7 @@ class Carrier:
         self._datagrams.close()
         if current is not self._receiver:
             self._receiver.join(max(0.0, deadline - time.monotonic()))
-            if self._receiver.is_alive():
+            if timeout > 0 and self._receiver.is_alive():
                 logger.warning(
                     "the receive thread is still at work after %.1f s, most likely in a callback; "
                     "the socket stops without it",

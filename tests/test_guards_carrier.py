@@ -649,7 +649,7 @@ def test_the_end_takes_no_longer_than_it_may(
 
 @pytest.mark.parametrize("timeout", [0.0, 0.5])
 def test_what_is_ready_is_sent_however_little_time_callbacks_have(
-    timeout: float, at_one_moment: SimpleNamespace
+    timeout: float, at_one_moment: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = [NOW]
     at_one_moment.monotonic = lambda: clock[0]
@@ -660,6 +660,7 @@ def test_what_is_ready_is_sent_however_little_time_callbacks_have(
     assert sender.waits == [SEND_TIMEOUT]
     assert not sender.is_alive()
     assert receiver.waits == [0.0]
+    assert len(caplog.records) == (timeout > 0), "whoever gives them no time is not told that they need some"
 
 
 @pytest.mark.parametrize("thread", ["_sender", "_receiver"])
