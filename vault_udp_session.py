@@ -265,7 +265,7 @@ class Session(Channel):
         for pair in list(self.pairs):
             self._drop(pair)
         self._leave_key()
-        self.epoch, self.lost = -1, False
+        self.epoch, self.lost, self.restarted = -1, False, False
         self._offset_error = NEVER
         self._pings.clear()
         self._move_pings = ()
@@ -314,8 +314,13 @@ class Session(Channel):
                 self.validate(source, size, now, pair)
             return
         self.lost = False
-        if not pair.opened and not pair.needs_pong:
+        if pair.opened:
+            return
+        if not pair.needs_pong:
             self._first_opened(pair, now)
+        elif pair.confirm_at == NEVER:
+            # The peer may have nothing but this pair: what is sealed under another one is lost to it.
+            pair.confirms, pair.confirm_at = 0, now
 
     def _first_opened(self, pair: Pair, now: float) -> None:
         pair.opened = True

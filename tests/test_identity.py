@@ -536,6 +536,22 @@ def test_a_restart_after_a_loss_that_was_noticed_is_no_other_loss() -> None:
     assert "it has restarted" not in [event.detail for _, event in alice.events]
 
 
+@pytest.mark.parametrize("added", [True, False])
+def test_a_restart_that_shows_in_a_goodbye_is_a_goodbye(added: bool) -> None:
+    net = FakeNet()
+    alice, bob = net.node(A, *[B] * added), net.node(B, A, persistent=True)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    bob.kill()
+    bob.restart(A)
+    net.hook = lambda sent: net.route(sent) if sent.dst == B or looks_clear(sent.data) else []
+    assert net.run_until(lambda: bob.is_ready(A))
+    net.hook = net.route
+    bob.stop()
+    net.run(5)
+    told = [(event.kind, event.detail) for _, event in alice.events]
+    assert told == [("ready", ""), ("lost", "the peer said goodbye")]
+
+
 def test_a_restart_is_told_between_the_messages_of_the_old_process_and_those_of_the_new() -> None:
     net, alice, bob = in_session(persistent=True)
     old = list(bob.peer(A).session.seal_messages([b"old"], bob.now))

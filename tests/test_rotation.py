@@ -657,3 +657,30 @@ def test_who_has_slept_through_two_rotations_is_found_where_it_wakes_up() -> Non
         laptop.send(A, b"%d" % number)
         net.run(0.5)
     assert server.received[-1:] == [(C, b"7")]
+
+
+@pytest.mark.parametrize("why", ["its goodbye is lost", "it needed the room"])
+@pytest.mark.parametrize("both_send", [True, False])
+def test_what_is_sent_arrives_though_the_peer_forgot_us_while_our_keys_were_replaced(
+    why: str, both_send: bool
+) -> None:
+    """Its pair with us is the one that our REKEY was to bring: that we have tried that must not keep it back."""
+    net = FakeNet(delay=0.01)
+    alice, bob = net.node(A, B), net.node(B, lifetime=1000)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(1)
+    net.loss = 1.0
+    if why == "it needed the room":
+        bob.node.table.forget(bob.peer(A))
+    else:
+        bob.remove_peer(A)
+    net.loss = 0.0
+    assert net.run_until(lambda: alice.node.local.current.epoch == 1, limit=70)
+    net.run(1)
+    for number in range(20):
+        alice.send(B, b"%d" % number)
+        if both_send:
+            bob.send(A, b"%d" % number)
+        net.run(0.5)
+    assert bob.messages_from(A) == [b"%d" % number for number in range(20)]
+    assert alice.messages_from(B) == bob.messages_from(A) * both_send
