@@ -70,6 +70,8 @@ SUPPLIED_KEYS_AFTER = 1.0
 STRANGERS_PER_SECOND = 1000
 STRANGERS_PER_IP_PER_SECOND = 500
 ADDED_PER_SECOND = 64
+SEARCHED_AT_ONCE = 64
+"""So many entries of one identity are searched for the price of a datagram."""
 UNKNOWN_TAGS_ANSWERED_PER_SECOND = 200
 """To all together: junk looks like what lost peers send, and each answer takes a signature."""
 
@@ -195,10 +197,17 @@ class Introductions:
             raise PacketError("bad_proof")
         if crypto.is_low_order(hello.enc):
             raise PacketError("bad_announcement")
+        self._charge_search(hello.sign, source, now)
         peer = self._peer_for_hello(hello, source, now)
         if peer is not None:
             self._check_room_for_pairs(peer)
             self._accept_hello(peer, hello, source, now)
+
+    def _charge_search(self, sign: bytes, source: Address, now: float) -> None:
+        # One may be at all ports of an address: each of its hellos is looked for in all its entries.
+        price = len(self._state.table.with_identity(sign)) // SEARCHED_AT_ONCE
+        if self._strangers_of_ip.allow(source[0], price, now) < price:
+            raise PacketError("stranger_budget")
 
     def _answer(self, hello: Hello, source: Address, now: float) -> None:
         """Answer a hello that nobody has verified: only whom we know there already is answered by name."""

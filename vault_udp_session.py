@@ -381,6 +381,8 @@ class Session(Channel):
             raise PacketError("stale_hello")  # of a process that has announced itself anew since
         if kind == "rekey":
             self._receive_rekey(*read_hello_members(members), now)
+        if kind == "bye" and self.send is not None and pair.order < self.send.order:
+            raise PacketError("stale_hello")  # of an earlier session: this one's comes under its own pairs
         return bool(kind == "bye")
 
     def outside_window(self, pair: Pair, now: float) -> None:
@@ -481,8 +483,8 @@ class Session(Channel):
             self._acknowledge_at = now + ACKNOWLEDGE_AFTER
 
     def say_goodbye(self, now: float) -> None:
-        """Tell the peer that this session is over, also if only the peer has seen it begin."""
-        for pair in [self.send] if self.send is not None else list(self.pairs):
+        """Tell the peer that this session is over, also if only the peer has seen it begin, or rotate."""
+        for pair in [pair for pair in self.pairs if pair is self.send or not pair.opened]:
             self._control(pair, {"type": "bye"}, now)
 
     def ping(self, now: float) -> None:

@@ -664,7 +664,7 @@ def test_who_has_slept_through_two_rotations_is_found_where_it_wakes_up() -> Non
 def test_what_is_sent_arrives_though_the_peer_forgot_us_while_our_keys_were_replaced(
     why: str, both_send: bool
 ) -> None:
-    """Its pair with us is the one that our REKEY was to bring: that we have tried that must not keep it back."""
+    """Its pair with us is the one that our REKEY was to bring; that we have tried must not keep it back."""
     net = FakeNet(delay=0.01)
     alice, bob = net.node(A, B), net.node(B, lifetime=1000)
     assert net.run_until(lambda: both_ready(alice, bob))
@@ -684,3 +684,51 @@ def test_what_is_sent_arrives_though_the_peer_forgot_us_while_our_keys_were_repl
         net.run(0.5)
     assert bob.messages_from(A) == [b"%d" % number for number in range(20)]
     assert alice.messages_from(B) == bob.messages_from(A) * both_send
+
+
+def test_a_goodbye_of_before_the_rotation_does_not_end_the_session_of_after_it() -> None:
+    """Somebody held it back; the peer has come back since, as the same process, with the same key."""
+    net = FakeNet(delay=0.01)
+    alice, bob = net.node(A, B, lifetime=10), net.node(B, A, lifetime=1000)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    net.run(1)
+    net.loss = 1.0
+    bob.remove_peer(A)
+    goodbye = net.sent[-1]
+    net.loss = 0.0
+    assert net.run_until(lambda: alice.node.local.current.epoch == 1, limit=70)
+    bob.add_peer(A)
+    net.run(1)
+    session = alice.peer(B).session
+    assert session.send is not None
+    assert session.send.mine is alice.node.local.current
+    told = alice.kinds_of_events(B)
+    net.inject(B, A, goodbye.data)
+    assert alice.node.counters["stale_hello"] == 1
+    assert alice.is_ready(B)
+    assert alice.kinds_of_events(B) == told
+
+
+def test_a_goodbye_amid_a_rotation_is_understood() -> None:
+    """The one end seals under the new pair already, the other does not know yet that it may."""
+    net = FakeNet(delay=0.01)
+    alice, bob = net.node(A, B), net.node(B, A, lifetime=1000)
+    assert net.run_until(lambda: both_ready(alice, bob))
+    rekeys = 0
+
+    def only_the_rekey(sent: Datagram) -> Copies:
+        nonlocal rekeys
+        rekeys += sent.src == A
+        return net.route(sent) if sent.src == B or rekeys == 1 else []
+
+    net.run(1)
+    assert net.run_until(lambda: alice.node.local.current.epoch == 1, limit=70)
+    net.hook = only_the_rekey
+    session = alice.peer(B).session
+    assert net.run_until(lambda: session.send is not None and session.send.mine.epoch == 1, limit=1)
+    pair = bob.peer(A).session.send
+    assert pair is not None
+    assert pair.theirs != alice.node.local.current.public, "Bob does not know"
+    bob.stop()
+    net.run(0.1)
+    assert alice.kinds_of_events(B) == ["ready", "lost"]

@@ -16,6 +16,7 @@ from collections import defaultdict
 import pytest
 from fakenet import EPOCH, Address, FakeNet, Host, both_ready
 
+import vault_udp_announce
 import vault_udp_control as control_format
 import vault_udp_packet as packet
 import vault_udp_peer
@@ -307,6 +308,24 @@ def test_spoofed_base_announcements_fill_no_table_beyond_its_bound(monkeypatch: 
     assert len(server.node._introductions._strangers_of_ip) == 200
     assert {ADDED, STRANGER} <= set(server.node.table.by_name)
     assert server.mode(ADDED) == server.mode(STRANGER) == "session"
+
+
+def test_one_identity_at_many_ports_pays_for_the_search_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vault_udp_announce, "SEARCHED_AT_ONCE", 1)
+    net = FakeNet()
+    server, local = net.node(SERVER), LocalKeys(bytes(range(32)), 0.0, EPOCH)
+    for port in range(1, 50):
+        local.rotate()
+        source = ("12.0.0.1", port)
+        echo = server.node.local.nonce_for(source, server.now)
+        members = local.hello_members(SERVER, 0.0, echo=echo, to_sign=server.sign_public)
+        net.inject(source, SERVER, control_format.make_announcement_body(members, 512))
+    # 500 a second: 1 for each datagram, and 0, 1, 2 … for the entries that are there by then.
+    assert len(server.node.table.with_identity(local.sign_public)) == 31
+    assert server.node.counters["stranger_budget"] == 18
+    elsewhere, at_home = net.node(NEWCOMER, SERVER), net.node(("12.0.0.1", 1000), SERVER)
+    assert net.run_until(lambda: both_ready(elsewhere, server), limit=0.1)
+    assert net.run_until(lambda: both_ready(at_home, server), limit=5)
 
 
 def test_strangers_with_valid_echoes_leave_no_more_than_their_pending_entries(
