@@ -22,6 +22,7 @@ import logging
 import os
 import threading
 import time
+import traceback
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Sequence, Tuple, TypeVar
@@ -448,7 +449,11 @@ class Carrier:
 
     def _tell_what_waits(self) -> None:
         while self._lines:
-            logger.log(*self._lines.popleft())
+            line = self._lines.popleft()
+            try:
+                logger.log(*line)
+            except Exception:  # a handler's own, which must not end this thread; where to log is nowhere left
+                traceback.print_exc()
         while self._for_callbacks:
             self._tell(self._for_callbacks.popleft())
 

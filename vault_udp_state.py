@@ -314,9 +314,10 @@ class NodeState:
         return any(peer.queue and not self.is_ready(peer, now) for peer in self.table.all())
 
     def became_ready(self, peer: Peer, name: Address | None = None) -> None:
-        """Tell, under that name of the peer's, that data for it leaves at once; let go what waits for it."""
-        self._tell_in_order(Event("ready", name or peer.name))
-        self._log_of(peer, "ready, %s", self.mode(peer))
+        """Tell that data for it leaves at once, once per loss or for a new name; let go what waits for it."""
+        if name is not None or not peer.told_ready:
+            self._tell_in_order(Event("ready", name or peer.name))
+            self._log_of(peer, "ready, %s", self.mode(peer))
         peer.told_ready = True
         if peer.has_messages:
             self.flushable.append(peer)

@@ -85,6 +85,8 @@ class Upkeep(NodeState):
             return  # only the base key is another: the next announcements tell
         for peer in self.table.all():
             peer.session.say_goodbye(now)
+            if peer.session.up:
+                self.tell_lost(peer, "our own identity was replaced")
             peer.session.close()
         self.retired.clear()
         self.local.change_identity(sign_seed)

@@ -555,6 +555,20 @@ def test_a_base_peer_that_speaks_sessions_since_its_restart_is_found_although_it
     us.send(THEIRS, b"hello")
     net.run(1)
     assert new.messages_from(OURS) == [b"hello"]
+    assert us.kinds_of_events(THEIRS) == ["ready"], "it has been ready all the time"
+
+
+def test_a_base_peer_that_is_ready_is_told_so_once_whatever_keys_the_application_gives() -> None:
+    net = FakeNet(seed=1, delay=0.01)
+    us, them = connected(net)
+    with us._acting():
+        us.encryption.update_peer_keys(THEIRS, them.peer.enc_key, them.peer.sign_key)
+    exchange(net, us, them)
+    net.run(5)
+    with us._acting():
+        us.encryption.set_private_keys(*(to_b64(bytes([number]) * 32) for number in (1, 2)))
+    assert us.is_ready(THEIRS), "a base peer learns our keys, and goes on"
+    assert us.kinds_of_events(THEIRS) == ["ready"]
 
 
 def test_an_end_does_not_name_a_base_key_that_was_only_announced() -> None:

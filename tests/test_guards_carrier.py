@@ -542,6 +542,24 @@ def test_what_is_said_under_the_lock_is_logged_by_the_receive_thread_at_its_end_
     assert carrier.told == [READY]
 
 
+def test_a_handler_that_raises_does_not_end_the_receive_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise RuntimeError("the handler's own")
+
+    carrier, handler = Threadless(), Broken()
+    for text in ("one", "two"):
+        carrier.node.local.log(logging.WARNING, text)
+    carrier._for_callbacks.append(READY)
+    vault_udp_carrier.logger.addHandler(handler)
+    try:
+        carrier._take_in(())
+    finally:
+        vault_udp_carrier.logger.removeHandler(handler)
+    assert carrier.told == [READY]
+    assert capsys.readouterr().err.count("RuntimeError: the handler's own") == 2
+
+
 def test_what_was_left_while_the_port_changed_is_told_at_once() -> None:
     carrier, new = Threadless(), FakeDatagrams(port=2)
     carrier._replace_socket(cast(Any, new))

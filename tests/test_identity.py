@@ -495,6 +495,23 @@ def test_an_identity_that_lasts_is_welcomed_back(end: Callable[[Keeper], None]) 
     assert bob.messages_from(A)[-1] == b"and now"
 
 
+@pytest.mark.parametrize("peer_stays", [True, False])
+def test_another_identity_of_our_own_is_a_loss_of_every_session(peer_stays: bool) -> None:
+    net, alice, bob = in_session(persistent=True)
+    stranger = net.node(C, A)
+    assert net.run_until(lambda: both_ready(alice, stranger))
+    if not peer_stays:
+        bob.kill()
+        stranger.kill()
+    with alice._acting():
+        alice.encryption.set_private_keys(KEY, OTHER_KEY)
+    net.run(10)
+    back = ["ready"] * peer_stays
+    assert alice.kinds_of_events(B) == ["ready", "lost", *back]
+    assert alice.kinds_of_events(C) == ["ready", "lost", *back]
+    assert alice.is_ready(B) == peer_stays
+
+
 @pytest.mark.parametrize("adds", [True, False])
 @pytest.mark.parametrize("away", [0.0, 0.5, 3.0])
 def test_a_restart_is_told_though_it_is_faster_than_a_loss_is_noticed(adds: bool, away: float) -> None:
